@@ -1,0 +1,81 @@
+"""The loop: noise in, latents out. Knows no task, no file and no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from torch import Tensor
+
+from wan_pipelines.conditioning import Conditioning
+from wan_pipelines.errors import RenderError
+from wan_pipelines.plan import TRAIN_TIMESTEPS
+from wan_pipelines.samplers import Sampler
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """One transformer, or two that share the noise range: `high` at t >= 1000 * boundary, `low` below."""
+
+    high: WanTransformer3DModel
+    low: WanTransformer3DModel | None = None
+    boundary: float | None = None
+
+    def is_low(self, timestep: float) -> bool:
+        return self.boundary is not None and timestep < self.boundary * TRAIN_TIMESTEPS
+
+    def at(self, timestep: float) -> WanTransformer3DModel:
+        """The expert for this timestep."""
+        return self.low if self.is_low(timestep) and self.low is not None else self.high
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """Classifier-free guidance scales of the two experts; 1 saves the second forward."""
+
+    high: float
+    low: float
+
+
+def denoise(
+    experts: Experts,
+    latents: Tensor,
+    conditioning: Conditioning,
+    sampler: Sampler,
+    guidance: Guidance,
+    on_step: Callable[[int, Tensor], None],
+) -> Tensor:
+    """Walk float32 `latents` [1, z, T, h, w] from the sampler's position down to sigma 0.
+
+    `on_step(steps done, latents)` comes after every step and may raise to stop. Raises RenderError as soon as
+    the latents are no longer finite.
+    """
+    total = len(sampler.timesteps)
+    while sampler.position < total:
+        timestep = sampler.timesteps[sampler.position]
+        scale = guidance.low if experts.is_low(timestep) else guidance.high
+        velocity = _velocity(experts.at(timestep), latents, timestep, conditioning, scale)
+        latents = sampler.step(velocity, latents)
+        if not torch.isfinite(latents).all():
+            raise RenderError(f"denoise: step {sampler.position} of {total} gave values that are not finite")
+        on_step(sampler.position, latents)
+    return conditioning.pin(latents)
+
+
+def _velocity(
+    model: WanTransformer3DModel, latents: Tensor, timestep: float, conditioning: Conditioning, scale: float
+) -> Tensor:
+    """Predicted noise - data in float32, guided away from the negative prompt when there is one."""
+    hidden = conditioning.model_input(latents).to(model.dtype)  # [1, C, T, h, w]
+    timesteps = conditioning.timesteps(timestep, latents, model.config["patch_size"])  # [1] or [1, S]
+
+    def predict(text: Tensor) -> Tensor:
+        output = model(hidden, timesteps, text.to(model.dtype), return_dict=False)
+        return output[0].float()
+
+    if scale == 1 or conditioning.negative is None:
+        return predict(conditioning.prompt)
+    cond, uncond = predict(conditioning.prompt), predict(conditioning.negative)
+    return uncond + scale * (cond - uncond)

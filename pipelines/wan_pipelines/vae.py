@@ -1,0 +1,133 @@
+"""Pixels to latents and back through `AutoencoderKLWan`, chunk by chunk.
+
+The autoencoder is causal in time: one latent frame stands for one pixel frame at the start and for four after
+that, and all it remembers of the past is a list of features. That list is kept here rather than on the module,
+so neither direction ever holds the whole video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import (
+    AutoencoderKLWan,
+    WanCausalConv3d,
+    patchify,
+    unpatchify,
+)
+from torch import Tensor, nn
+
+from wan_pipelines.errors import RenderError
+
+Cache = list[Tensor | None]
+
+
+def encode_frames(vae: AutoencoderKLWan, chunks: Iterable[Tensor]) -> Tensor:
+    """Normalised latents [1, z, T, h, w], float32, of a video in [-1, 1] (the mode, not a sample).
+
+    `chunks` are [1, 3, 1, H, W] and then [1, 3, 4, H, W]. When the same tensor object comes again and again,
+    every part of the encoder whose memory has come to rest answers without computing; the result is the same
+    to the last bit.
+    """
+    parts = _encoder_parts(vae)
+    moments = []
+    for pixels in _patchified(vae, chunks):
+        hidden = pixels
+        for part in parts:
+            hidden = part(hidden)
+        moments.append(hidden)
+    mode = vae.quant_conv(torch.cat(moments, dim=2)).chunk(2, dim=1)[0].float()
+    mean, std = _statistics(vae)
+    return (mode - mean.to(mode)) / std.to(mode)
+
+
+def stream_decode(vae: AutoencoderKLWan, latents: Tensor) -> Iterator[Tensor]:
+    """Frames of normalised latents [1, z, T, h, w], as [f, 3, H, W] in [0, 1]: one frame, then four at a time.
+
+    Raises RenderError when a value is not finite.
+    """
+    mean, std = _statistics(vae)
+    raw = latents.to(vae.dtype) * std.to(latents) + mean.to(latents)
+    cache: Cache = [None] * _memory_size(vae.decoder)
+    for index, hidden in enumerate(vae.post_quant_conv(raw).split(1, dim=2)):  # [1, z, 1, h, w]
+        pixels = vae.decoder(hidden, feat_cache=cache, feat_idx=[0], first_chunk=index == 0)
+        pixels = unpatchify(pixels, vae.config["patch_size"] or 1)
+        if not torch.isfinite(pixels).all():
+            raise RenderError(f"decode: latent frame {index} of {raw.shape[2]} gave pixels that are not finite")
+        yield (pixels[0].transpose(0, 1).float() / 2 + 0.5).clamp(0, 1)
+
+
+class _Part:
+    """A piece of the encoder with its own memory.
+
+    A piece is a function of its input and its memory. Once the same input has left the memory as it was, the
+    answer cannot change, and neither can anything behind it that sees the same tensor again.
+    """
+
+    def __init__(self, run: Callable[[Tensor, Cache], Tensor], memory: int) -> None:
+        self._run = run
+        self._memory: Cache = [None] * memory
+        self._input = self._answer = torch.empty(0)
+        self._rests = False
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        repeats = hidden is self._input
+        if repeats and self._rests:
+            return self._answer
+        before = list(self._memory)
+        answer = self._run(hidden, self._memory)
+        self._rests = repeats and _same(before, self._memory)
+        if not (repeats and torch.equal(answer, self._answer)):
+            self._answer = answer
+        self._input = hidden
+        return self._answer
+
+
+def _encoder_parts(vae: AutoencoderKLWan) -> list[_Part]:
+    encoder = vae.encoder
+    blocks = [_Part(_run_block(block), _memory_size(block)) for block in (*encoder.down_blocks, encoder.mid_block)]
+
+    def head(hidden: Tensor, cache: Cache) -> Tensor:
+        return _causal_conv(encoder.conv_out, encoder.nonlinearity(encoder.norm_out(hidden)), cache)
+
+    return [_Part(lambda x, cache: _causal_conv(encoder.conv_in, x, cache), 1), *blocks, _Part(head, 1)]
+
+
+def _run_block(block: nn.Module) -> Callable[[Tensor, Cache], Tensor]:
+    return lambda hidden, cache: block(hidden, feat_cache=cache, feat_idx=[0])
+
+
+def _causal_conv(conv: nn.Module, hidden: Tensor, cache: Cache) -> Tensor:
+    """A convolution that sees the last two frames of the past, as the modules inside the blocks do."""
+    past = cache[0]
+    recent = hidden[:, :, -2:]
+    if recent.shape[2] < 2 and past is not None:
+        recent = torch.cat([past[:, :, -1:], recent], dim=2)
+    cache[0] = recent.clone()
+    return conv(hidden, past)
+
+
+def _memory_size(module: nn.Module) -> int:
+    return sum(isinstance(m, WanCausalConv3d) for m in module.modules())
+
+
+def _same(before: Cache, after: Cache) -> bool:
+    pairs = zip(before, after, strict=True)
+    return all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs)
+
+
+def _patchified(vae: AutoencoderKLWan, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Chunks as the encoder sees them; a repeated chunk stays one and the same tensor."""
+    patch = vae.config["patch_size"] or 1
+    seen = given = torch.empty(0)
+    for chunk in chunks:
+        if chunk is not seen:
+            seen, given = chunk, patchify(chunk.to(vae.dtype), patch)
+        yield given
+
+
+def _statistics(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the latents in training, [1, z, 1, 1, 1]."""
+    mean, std = (torch.tensor(vae.config[name]) for name in ("latents_mean", "latents_std"))
+    return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)

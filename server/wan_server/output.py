@@ -1,0 +1,112 @@
+"""A task's output: the link to the video and `output_meta`, which tells what really ran and what was not honoured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from wan_pipelines.plan import RenderPlan
+from wan_pipelines.profile import Profile
+from wan_server.job import Job
+from wan_server.probe import Probe
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Ingredients:
+    """Results of the earlier stages, as JSON."""
+
+    plan: Json
+    prepared: Json
+    extension: Json
+    encoded: Json
+    file_id: str
+    facts: Json
+
+
+def output_of(job: Job, profile: Profile, video: str, made: Ingredients) -> Json:
+    """`{"video", "output_meta": {"inputs", "outputs"}}` in the shape of the hosted app, with true numbers."""
+    meta = {"inputs": _inputs(made.prepared), "outputs": [_video_meta(job, profile, made)]}
+    return {"video": video, "output_meta": meta}
+
+
+def task_type(roles: set[str]) -> str:
+    """The hosted app's name for what is done."""
+    if "first_clip" in roles:
+        return "continuation"
+    return "first+last frame" if "last_frame" in roles else "first frame"
+
+
+def _video_meta(job: Job, profile: Profile, made: Ingredients) -> Json:
+    plan = RenderPlan.from_json(made.plan)
+    facts = made.facts
+    return {
+        "type": "video",
+        "width": facts["width"],
+        "height": facts["height"],
+        "resolution_mp": round(facts["width"] * facts["height"] / 1e6, 4),
+        "resolution": job.input["resolution"].lower(),
+        "seconds": facts["seconds"],
+        "fps": facts["fps"],
+        "extra": {
+            "task_type": task_type(set(made.prepared["files"])),
+            "model": profile.name,
+            "weights": profile.weights,
+            "seed": plan.seed,
+            "frames": facts["frames"],
+            "sampled_width": plan.sample_width,
+            "sampled_height": plan.sample_height,
+            "sampled_frames": plan.sample_frames,
+            "sampler": plan.sampler,
+            "steps": len(plan.sigmas) - 1,
+            "shift": plan.shift,
+            "guidance_scale": [plan.guidance_high, plan.guidance_low],
+            "has_audio": facts["has_audio"],
+            "watermark": plan.watermark,
+            "prompt": plan.prompt,
+            "negative_prompt": plan.negative_prompt,
+            "prompt_extend": made.extension,
+            "not_honoured": not_honoured(job, made, plan),
+        },
+    }
+
+
+def not_honoured(job: Job, made: Ingredients, plan: RenderPlan) -> list[str]:
+    """Sentences on everything that was asked for and not done, or done otherwise."""
+    notes = [*job.not_honoured, *made.prepared["notes"]]
+    if made.extension["note"]:
+        notes.append(made.extension["note"])
+    for field, key in (("prompt", "prompt"), ("negative_prompt", "negative")):
+        if dropped := made.encoded[f"{key}_tokens_dropped"]:
+            notes.append(
+                f"input.{field}: the text encoder does not read that far; the last {dropped} tokens were left out"
+            )
+    if job.input.get("negative_prompt") and not made.encoded["negative_used"]:
+        notes.append("input.negative_prompt: this preset runs without classifier-free guidance, so it has no effect")
+    if (plan.sample_width, plan.sample_height) != (plan.width, plan.height):
+        notes.append(
+            f"input.resolution: the model worked at {plan.sample_width}x{plan.sample_height}; "
+            f"the frames were brought to {plan.width}x{plan.height}"
+        )
+    if (sound := made.prepared["probes"].get("driving_audio")) and sound["seconds"] < plan.seconds:
+        notes.append("input.driving_audio: is shorter than the video; the rest is silent")
+    return notes
+
+
+def _inputs(prepared: Json) -> list[Json]:
+    return [_input_meta(role, Probe.from_json(probe)) for role, probe in prepared["probes"].items()]
+
+
+def _input_meta(role: str, probe: Probe) -> Json:
+    meta: Json = {"type": probe.kind, "extra": {"role": role, "format": probe.format}}
+    if probe.width and probe.height:
+        meta |= {"width": probe.width, "height": probe.height}
+        meta |= {"resolution_mp": round(probe.width * probe.height / 1e6, 4)}
+    if probe.kind == "image":
+        meta["count"] = 1
+    if probe.seconds is not None:
+        meta["seconds"] = round(probe.seconds, 3)
+    if probe.sample_rate and probe.kind == "audio":
+        meta["sample_rate"] = probe.sample_rate
+    return meta

@@ -1,0 +1,153 @@
+"""Every setting of the server in one frozen object, read from `WANBOX_*` variables.
+
+An unknown `WANBOX_` variable or a bad value stops the start with a line that names it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, HttpUrl, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "WANBOX_"
+#: variables of the test suite, not settings
+TEST_PREFIX = "WANBOX_TEST_"
+MIB = 1024 * 1024
+
+
+class SettingsError(ValueError):
+    """A setting is unknown or has a bad value."""
+
+
+class Settings(BaseSettings):
+    """Typed settings; the field `max_queue` is the variable `WANBOX_MAX_QUEUE`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    #: absolute URL under which clients reach this server; without it links follow the Host header
+    public_url: HttpUrl | None = None
+    data_dir: Path = Path("data")
+    #: SQLAlchemy URL; SQLite inside data_dir when empty
+    database_url: str | None = None
+    #: fsspec URL of the file store; a folder inside data_dir when empty
+    store_url: str | None = None
+    config_dir: Path | None = None
+    #: profile that the worker loads
+    model: str = "tiny"
+    #: folder that holds one sub-folder of weights per profile
+    weights_dir: Path | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    #: comma separated API keys that are accepted besides those made with `wanbox keys create`
+    api_keys: Annotated[tuple[str, ...], NoDecode] = ()
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ("*",)
+
+    max_upload_bytes: int = Field(100 * MIB, ge=1)
+    max_request_bytes: int = Field(160 * MIB, ge=1024)
+    max_queue: int = Field(1000, ge=1)
+    #: lets inputs and webhooks name private and loopback addresses
+    allow_private_urls: bool = False
+    fetch_timeout_s: float = Field(120, gt=0)
+    upload_url_ttl_s: int = Field(3600, ge=1)
+
+    #: the page's prose: 1080P at most 10 s, first+last frame at most 5 s
+    hosted_page_caps: bool = False
+
+    stream_poll_s: float = Field(0.5, gt=0)
+    #: a real line at least this often, or Python clients give up (they count heartbeats as silence)
+    stream_keepalive_s: float = Field(10.0, gt=0)
+    queue_poll_s: float = Field(0.25, gt=0)
+    heartbeat_s: float = Field(2.0, gt=0)
+    #: a worker whose heartbeat is older is taken for dead
+    heartbeat_timeout_s: float = Field(20.0, gt=0)
+    max_attempts: int = Field(3, ge=1)
+    checkpoint_every_s: float = Field(30.0, ge=0)
+    webhook_tries: int = Field(5, ge=1)
+    webhook_backoff_s: float = Field(2.0, ge=0)
+
+    #: base URL of an OpenAI-compatible service, such as http://127.0.0.1:11434/v1
+    prompt_extend_url: HttpUrl | None = None
+    prompt_extend_model: str = ""
+    prompt_extend_key: str = ""
+    prompt_extend_timeout_s: float = Field(30.0, gt=0)
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @field_validator("api_keys", "cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """`a, b` as in the environment."""
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @property
+    def database(self) -> str:
+        """SQLAlchemy URL of the one database."""
+        return self.database_url or f"sqlite:///{self.data_dir.resolve() / 'wanbox.db'}"
+
+    @property
+    def store(self) -> str:
+        """fsspec URL of the file store."""
+        return self.store_url or f"file://{self.data_dir.resolve() / 'files'}"
+
+    @property
+    def weights(self) -> Path:
+        """Folder of the weights, one sub-folder per profile."""
+        return self.weights_dir or self.data_dir / "weights"
+
+    @property
+    def configs(self) -> Path:
+        """Folder that holds `models/*.toml`."""
+        return self.config_dir or find_config_dir()
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def load_settings(**given: Any) -> Settings:
+    """Settings from the environment, with what the command line gave on top (None means not given).
+
+    Raises SettingsError naming every unknown variable and every bad value.
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
+    problems = [f"{name}: is not a setting of wanbox" for name in unknown if not name.startswith(TEST_PREFIX)]
+    try:
+        settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        problems += [_line(item) for item in error.errors(include_url=False)]
+        settings = None
+    if problems or settings is None:
+        raise SettingsError("\n".join(problems))
+    return settings
+
+
+def as_environment(given: Mapping[str, Any]) -> dict[str, str]:
+    """What the command line gave, as variables for a child process."""
+    return {PREFIX + name.upper(): str(value) for name, value in given.items() if value is not None}
+
+
+def _line(error: Any) -> str:
+    name = PREFIX + "_".join(str(part) for part in error["loc"][:1]).upper()
+    return f"{name}: {error['msg'].removeprefix('Value error, ')} (got {error['input']!r})"
+
+
+def find_config_dir() -> Path:
+    """The `configs` folder of the checkout, or the one installed under the prefix."""
+    checkout = Path(__file__).resolve().parents[2] / "configs"
+    return checkout if checkout.is_dir() else Path(sys.prefix) / "share" / "wanbox" / "configs"

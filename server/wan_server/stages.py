@@ -1,0 +1,178 @@
+"""The stages of one job, from stored media to a stored MP4. Each takes and returns small JSON; tensors go to scratch.
+
+Knows the store and the renderer, not the queue: `workflow.py` turns the stages into durable steps.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wan_pipelines.plan import PlanError, PlanRequest, RenderPlan, make_plan
+from wan_pipelines.profile import Profile
+from wan_server import media
+from wan_server.errors import InvalidInput, WanboxError
+from wan_server.fetch import fetch
+from wan_server.files import FileRecord, FileStore
+from wan_server.inputs import examine
+from wan_server.job import Job
+from wan_server.output import Ingredients, output_of
+from wan_server.probe import Probe
+from wan_server.progress import Reporter
+from wan_server.prompt import extend_prompt
+from wan_server.settings import Settings
+
+if TYPE_CHECKING:
+    from wan_pipelines.renderer import Renderer
+
+CONDITIONING = "conditioning.safetensors"
+CHECKPOINT = "checkpoint.safetensors"
+LATENTS = "latents.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """What a worker does with a job. One instance per worker process."""
+
+    settings: Settings
+    files: FileStore
+    profile: Profile
+    renderer: Renderer
+
+    def prepare(self, job: Job, report: Reporter) -> dict[str, Any]:
+        """Fetch what is remote, examine all media. Returns `{files: {role: id}, probes: {role: probe}, notes}`."""
+        files = dict(job.files)
+        for role, url in job.remote.items():
+            files[role] = self._fetch(job, role, url).id
+            report.beat()
+        probes = {role: self._examine(role, file_id) for role, file_id in files.items()}
+        notes = [note for role, probe in probes.items() for note in media.notes(role, probe)]
+        return {"files": files, "probes": {role: p.to_json() for role, p in probes.items()}, "notes": notes}
+
+    def prompt(self, job: Job, prepared: dict[str, Any], report: Reporter) -> dict[str, Any]:
+        """The prompt that is rendered, extended when asked for and possible."""
+        report.beat()
+        with ExitStack() as stack:
+            image = self._local(stack, prepared, "first_frame")
+            wish = job.input.get("prompt") or ""
+            return extend_prompt(self.settings, wish, image, bool(job.input.get("prompt_extend"))).to_json()
+
+    def plan(self, job: Job, prepared: dict[str, Any], extension: dict[str, Any]) -> RenderPlan:
+        """Every number of the render. Raises InvalidInput when the model cannot do it."""
+        lead = Probe.from_json(prepared["probes"]["first_frame"])
+        if not lead.width or not lead.height:  # the check of an image role refuses such files
+            raise InvalidInput("input.first_frame: has no size")
+        request = PlanRequest(
+            prompt=extension["prompt"],
+            negative_prompt=job.input.get("negative_prompt"),
+            resolution=job.input["resolution"],
+            seconds=job.input["duration"],
+            aspect=lead.width / lead.height,
+            seed=job.seed,
+            watermark=bool(job.input.get("watermark")),
+            media=tuple(role for role in prepared["files"] if role in ("first_frame", "last_frame", "first_clip")),
+        )
+        try:
+            return make_plan(self.profile, request)
+        except PlanError as error:
+            raise InvalidInput(str(error)) from None
+
+    def encode(self, job: Job, plan: RenderPlan, prepared: dict[str, Any], report: Reporter) -> dict[str, Any]:
+        """Text and images to conditioning tensors. Returns the renderer's report."""
+        from wan_pipelines.renderer import Media
+
+        with ExitStack() as stack, self._work(job) as work:
+            images = {role: self._local(stack, prepared, role) for role in ("first_frame", "last_frame")}
+            out = work / CONDITIONING
+            facts = self.renderer.encode(plan, Media(**images), out, report.beat)
+            self.files.scratch_put(job.id, CONDITIONING, out)
+        return asdict(facts)
+
+    def denoise(self, job: Job, plan: RenderPlan, report: Reporter) -> None:
+        """Noise to latents; goes on from the last checkpoint when there is one."""
+        with self._work(job) as work:
+            checkpoint = work / CHECKPOINT
+            self._need(job, CONDITIONING, work)
+            self.files.scratch_get(job.id, CHECKPOINT, checkpoint)
+            saved = _stamp(checkpoint)
+
+            def on_step(step: int, steps: int) -> None:
+                nonlocal saved
+                if _stamp(checkpoint) != saved:
+                    saved = _stamp(checkpoint)
+                    self.files.scratch_put(job.id, CHECKPOINT, checkpoint)
+                report.step(step, steps)
+
+            self.renderer.denoise(plan, work / CONDITIONING, work / LATENTS, on_step, checkpoint)
+            self.files.scratch_put(job.id, LATENTS, work / LATENTS)
+
+    def decode(self, job: Job, plan: RenderPlan, prepared: dict[str, Any], report: Reporter) -> dict[str, Any]:
+        """Latents to an MP4 in the store. Returns `{file: id, facts}`."""
+        with ExitStack() as stack, self._work(job) as work:
+            self._need(job, LATENTS, work)
+            sound = self._local(stack, prepared, "driving_audio")
+            out = work / "video.mp4"
+            facts = self.renderer.decode(plan, work / LATENTS, out, sound, report.step)
+            name = f"{job.app.rsplit('/', 1)[-1]}-{job.id[:8]}.mp4"
+            record = self.files.ingest(out, filename=name, content_type="video/mp4", task_id=job.id, role="output")
+        return {"file": record.id, "facts": asdict(facts)}
+
+    def publish(self, job: Job, ingredients: Ingredients) -> dict[str, Any]:
+        """The task's output, with a link to the stored video. Drops the scratch files."""
+        record = self.files.get(ingredients.file_id)
+        self.discard(job)
+        return output_of(job, self.profile, self.files.uri(record, job.base_url), ingredients)
+
+    def discard(self, job: Job) -> None:
+        """Remove everything that only a running job needs."""
+        self.files.scratch_clear(job.id)
+        shutil.rmtree(self._folder(job), ignore_errors=True)
+
+    def _fetch(self, job: Job, role: str, url: str) -> FileRecord:
+        limit = media.LIMITS[role].max_size
+        with self._work(job) as work:
+            target = work / f"fetched-{role}"
+            try:
+                fetch(
+                    url,
+                    target,
+                    max_bytes=limit,
+                    timeout_s=self.settings.fetch_timeout_s,
+                    allow_private=self.settings.allow_private_urls,
+                )
+            except WanboxError as error:
+                raise InvalidInput(f"input.{role}: {error}") from None
+            return self.files.ingest(
+                target, filename=role, content_type="application/octet-stream", task_id=job.id, role="input"
+            )
+
+    def _examine(self, role: str, file_id: str) -> Probe:
+        probe = examine(self.files, self.files.get(file_id))
+        if problems := media.check(role, probe):
+            raise InvalidInput(f"input.{role}: {'; '.join(problems)}")
+        return probe
+
+    def _local(self, stack: ExitStack, prepared: dict[str, Any], role: str) -> Path | None:
+        file_id = prepared["files"].get(role)
+        return None if file_id is None else stack.enter_context(self.files.local(file_id))
+
+    def _need(self, job: Job, name: str, work: Path) -> None:
+        if not self.files.scratch_get(job.id, name, work / name):
+            raise WanboxError(f"{name} of an earlier stage is gone from the store")
+
+    def _folder(self, job: Job) -> Path:
+        return self.settings.data_dir / "work" / job.id
+
+    @contextmanager
+    def _work(self, job: Job) -> Iterator[Path]:
+        folder = self._folder(job)
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+
+
+def _stamp(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None

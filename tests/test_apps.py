@@ -1,0 +1,107 @@
+"""Descriptions of the app, and waiting for a run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from front_end import APP, REMOTE, FrontEnd, front_end
+from wan_server.apps import WAN_I2V
+from wan_server.schema import input_schema
+
+
+@pytest.fixture(scope="module")
+def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrontEnd]:
+    with front_end(tmp_path_factory.mktemp("apps")) as front:
+        yield front
+
+
+BODY = {"app": APP, "input": {"first_frame": REMOTE, "duration": 2}}
+
+
+def test_the_app_is_described_with_its_schemas(front: FrontEnd):
+    app = front.client.get(f"/apps/{APP}").json()["data"]
+    assert (app["namespace"], app["name"], app["category"], app["status"]) == (
+        "alibaba",
+        "wan-2-7-i2v",
+        "video",
+        "active",
+    )
+    version = app["version"]
+    assert version["id"] == app["version_id"]
+    assert version["input_schema"] == version["functions"]["run"]["input_schema"] == input_schema()
+    assert version["output_schema"]["required"] == ["video"]
+    assert (version["default_function"], version["functions"]["run"]["kind"]) == ("run", "run")
+    assert version["metadata"]["model"] == "tiny"
+    assert version["required_secrets"] == []
+
+
+def test_the_app_is_found_by_every_name_of_it(front: FrontEnd):
+    one = front.client.get(f"/apps/{APP}").json()["data"]
+    assert front.client.get(f"/apps/{one['id']}").json()["data"] == one
+    assert front.client.get(f"/apps/{APP}@abc1").json()["data"] == one
+    assert front.client.get(f"/apps/{APP}@abc1:run").json()["data"] == one | {"resolved_function": "run"}
+    assert front.client.get(f"/apps/{one['id']}/versions/{one['version_id']}").json()["data"] == one["version"]
+    assert front.client.post("/apps/list", json={}).json()["data"]["items"] == [one]
+
+
+def test_ids_do_not_change_between_starts():
+    assert WAN_I2V.id == "x3g5ppwnb70026pxxw6b0066mh"
+    assert WAN_I2V.version_id == "wa5vwz0bpawjchah70tsgfq9ma"
+
+
+def end_soon(front: FrontEnd, how: Any) -> threading.Timer:
+    """Ends the newest task in a moment."""
+
+    def end() -> None:
+        how(front.queue.latest)
+
+    timer = threading.Timer(0.2, end)
+    timer.start()
+    return timer
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/apps/run", BODY | {"wait": True}), ("/run", BODY), ("/run?wait=true", BODY | {"wait": False})]
+)
+def test_a_waiting_run_answers_with_the_output(front: FrontEnd, path: str, body: Any):
+    timer = end_soon(front, lambda task_id: front.complete(task_id, {"video": "https://x/v.mp4"}))
+    answer = front.client.post(path, json=body)
+    timer.join()
+    data = answer.json()["data"]
+    assert (answer.status_code, data["status"], data["output"]) == (200, 10, {"video": "https://x/v.mp4"})
+    assert "logs" not in data
+
+
+def test_a_waiting_run_that_fails_is_a_422_with_the_slim_result(front: FrontEnd):
+    timer = end_soon(front, lambda task_id: front.fail(task_id, "input.first_frame: no picture"))
+    answer = front.client.post("/apps/run", json=BODY | {"wait": True})
+    timer.join()
+    body = answer.json()
+    assert (answer.status_code, body["detail"]) == (422, "input.first_frame: no picture")
+    assert (body["data"]["status"], body["data"]["error"]) == (11, "input.first_frame: no picture")
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_a_waiting_run_that_is_cancelled_is_a_422(front: FrontEnd):
+    timer = end_soon(front, front.queue.cancel)
+    answer = front.client.post("/run", json=BODY)
+    timer.join()
+    assert (answer.status_code, answer.json()["data"]["status"]) == (422, 12)
+
+
+@pytest.mark.parametrize(("path", "body"), [("/run?wait=false", BODY), ("/run", BODY | {"wait": False})])
+def test_the_older_name_need_not_wait(front: FrontEnd, path: str, body: Any):
+    assert front.client.post(path, json=body).json()["data"]["status"] in (1, 2)
+
+
+def test_a_shutdown_ends_the_wait_and_names_the_task(front: FrontEnd):
+    timer = threading.Timer(0.2, front.app.state.draining.set)
+    timer.start()
+    answer = front.client.post("/run", json=BODY)
+    front.app.state.draining.clear()
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert front.queue.latest in answer.json()["detail"]

@@ -1,0 +1,101 @@
+"""Plans: exact durations, explicit noise levels, refusals that name the field."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wan_pipelines.errors import PlanError
+from wan_pipelines.plan import PlanRequest, RenderPlan, flow_sigmas, make_plan
+from wan_pipelines.profile import load_profile
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+TINY = load_profile("tiny", CONFIGS)
+TI2V = load_profile("tiny-ti2v", CONFIGS)
+A14B = load_profile("wan2.2-i2v-a14b", CONFIGS)
+REQUEST = PlanRequest("a cat", None, "720P", 16 / 9, 5, seed=7)
+
+
+@pytest.mark.parametrize(
+    ("profile", "seconds", "frames", "sampled"),
+    [(TINY, 5, 80, 81), (TINY, 2, 32, 33), (TINY, 15, 240, 241), (TI2V, 5, 120, 121), (TI2V, 15, 360, 361)],
+)
+def test_duration_is_exact(profile, seconds, frames, sampled):
+    plan = make_plan(profile, replace(REQUEST, seconds=seconds))
+    assert (plan.frames, plan.sample_frames) == (frames, sampled)
+    assert plan.frames == plan.fps * plan.seconds
+
+
+@given(st.integers(1, 15), st.integers(1, 60))
+def test_sampled_frames_are_the_smallest_4n_plus_1_that_covers(seconds, fps):
+    plan = make_plan(replace(TINY, fps=fps, max_frames=1001), replace(REQUEST, seconds=seconds))
+    assert plan.sample_frames % 4 == 1
+    assert 0 <= plan.sample_frames - plan.frames < 4
+
+
+def test_too_long_names_field_and_limit():
+    with pytest.raises(PlanError, match=r"input\.duration: must be between 1 and 7 .*a14b \(got 8\)"):
+        make_plan(A14B, replace(REQUEST, seconds=8))
+    assert make_plan(A14B, replace(REQUEST, seconds=7)).sample_frames == 113
+
+
+def test_media_the_model_does_not_take_is_refused():
+    with pytest.raises(PlanError, match=r"input\.last_frame: model tiny-ti2v does not take it"):
+        make_plan(TI2V, replace(REQUEST, media=("first_frame", "last_frame")))
+
+
+def test_1080p_is_sampled_on_the_grid():
+    plan = make_plan(A14B, replace(REQUEST, resolution="1080P"))
+    assert (plan.width, plan.height, plan.sample_width, plan.sample_height) == (1920, 1080, 1920, 1088)
+    assert plan.visible_size == (1920, 1080)
+
+
+@pytest.mark.parametrize("given_prompt", [None, ""])
+def test_profile_gives_the_negative_prompt_when_the_caller_does_not(given_prompt):
+    assert make_plan(TINY, replace(REQUEST, negative_prompt=given_prompt)).negative_prompt == TINY.negative_prompt
+    assert make_plan(TINY, replace(REQUEST, negative_prompt="fog")).negative_prompt == "fog"
+
+
+def test_json_round_trip():
+    plan = make_plan(A14B, REQUEST)
+    assert RenderPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+@given(st.sampled_from(["seed", "frames", "width", "steps"]))
+def test_key_follows_every_number(field):
+    plan = make_plan(TINY, REQUEST)
+    other = {"steps": {"sigmas": (*plan.sigmas[:-2], 0.0)}}.get(field) or {field: getattr(plan, field) + 2}
+    assert replace(plan, **other).key != plan.key
+    assert RenderPlan.from_json(plan.to_json()).key == plan.key
+
+
+def test_euler_sigmas_are_those_of_the_four_step_weights():
+    timesteps = [1000 * s for s in flow_sigmas("euler", 4, 5.0)]
+    assert timesteps == pytest.approx([1000, 937.5, 833.333333, 625, 0])
+
+
+def test_a14b_splits_its_steps_15_to_25():
+    plan = make_plan(A14B, REQUEST)
+    high = sum(int(1000 * sigma) >= 900 for sigma in plan.sigmas[:-1])
+    assert (high, plan.steps) == (15, 40)
+
+
+@given(st.sampled_from(["euler", "unipc"]), st.integers(1, 100), st.floats(0.5, 20))
+def test_sigmas_fall_from_one_to_zero(sampler, steps, shift):
+    sigmas = flow_sigmas(sampler, steps, shift)
+    assert len(sigmas) == steps + 1
+    assert sigmas[0] == pytest.approx(1.0)
+    assert sigmas[-1] == 0.0
+    assert all(a > b for a, b in pairwise(sigmas))
+
+
+def test_guidance_of_one_needs_no_negative_prompt():
+    plan = make_plan(replace(TINY, guidance_high=1.0, guidance_low=3.0), REQUEST)
+    assert not plan.is_guided
+    assert replace(plan, boundary=0.9).is_guided

@@ -1,0 +1,86 @@
+"""Profiles: what the shipped ones say, and how a wrong one is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wan_pipelines.errors import ProfileError
+from wan_pipelines.profile import list_profiles, load_profile
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+GOOD = (CONFIGS / "models" / "tiny.toml").read_text(encoding="utf-8")
+
+
+def write(folder: Path, text: str) -> Path:
+    (folder / "models").mkdir()
+    (folder / "models" / "mine.toml").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_shipped_profiles_load():
+    assert [p.name for p in list_profiles(CONFIGS)] == ["tiny", "tiny-ti2v", "wan2.2-i2v-a14b", "wan2.2-ti2v-5b"]
+
+
+def test_published_numbers_of_a14b():
+    profile = load_profile("wan2.2-i2v-a14b", CONFIGS)
+    assert (profile.fps, profile.steps, profile.shift, profile.boundary) == (16, 40, 5.0, 0.9)
+    assert (profile.guidance_high, profile.guidance_low) == (3.5, 3.5)
+    assert profile.max_seconds == 7
+
+
+def test_tiny_covers_the_longest_request():
+    assert all(load_profile(name, CONFIGS).max_seconds == 15 for name in ("tiny", "tiny-ti2v"))
+
+
+def test_unknown_model_lists_the_known_ones():
+    with pytest.raises(ProfileError, match=r"'wan9' is unknown.*tiny, tiny-ti2v"):
+        load_profile("wan9", CONFIGS)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "", "tiny.toml"])
+def test_a_name_is_not_a_path(name):
+    with pytest.raises(ProfileError, match="is unknown"):
+        load_profile(name, CONFIGS)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("steps = 8", "steps = 0", r"steps: .*greater than or equal to 1 \(got 0\)"),
+        ("steps = 8", 'steps = "8"', r"steps: .*valid integer \(got '8'\)"),
+        ("steps = 8", "steps = 8\nstep = 9", "step: unknown key"),
+        ("steps = 8\n", "", "steps: is missing"),
+        ("shift = 5.0", "shift = -1.0", r"shift: .*greater than 0"),
+        ('sampler = "unipc"', 'sampler = "ddim"', r"sampler: .*'unipc' or 'euler'"),
+        ('"last_frame"]', '"middle_frame"]', r"inputs\.1: .*got 'middle_frame'"),
+        ("max_frames = 241", "max_frames = 240", r"max_frames: must be 4n\+1 \(got 240\)"),
+        ("embedded = true", "embedded = false", "repository: is needed unless embedded"),
+        ("sample_pixels = 16384", "sample_pixels = 1024\nboundary = 1.5", r"boundary: .*less than 1"),
+        ("size_multiple = 32", "size_multiple = 256", r"sample_pixels: must be at least size_multiple squared"),
+        ("steps = 8", 'steps = 8\nname = "x"', "name: is the file's own name"),
+        ("steps = 8", "steps = ", "Invalid value"),
+    ],
+)
+def test_wrong_profile_names_file_and_key(tmp_path, old, new, message):
+    assert old in GOOD
+    with pytest.raises(ProfileError, match=message) as caught:
+        load_profile("mine", write(tmp_path, GOOD.replace(old, new)))
+    assert "mine.toml" in str(caught.value)
+
+
+def test_profile_cannot_change():
+    profile = load_profile("tiny", CONFIGS)
+    with pytest.raises(AttributeError):
+        profile.steps = 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_front_end_modules_do_not_load_torch():
+    code = (
+        "import sys, wan_pipelines.profile, wan_pipelines.plan, wan_pipelines.sizes; sys.exit('torch' in sys.modules)"
+    )
+    root = Path(__file__).resolve().parents[1]
+    subprocess.run([sys.executable, "-c", code], cwd=root / "pipelines", check=True)

@@ -1,0 +1,98 @@
+"""The streaming autoencoder against the one call of diffusers, for both layouts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tiny_checkpoint import CONCAT, OLD_VAE
+from wan_pipelines.conditioning import condition_video
+from wan_pipelines.errors import RenderError
+from wan_pipelines.vae import encode_frames, stream_decode
+
+pytest_plugins = ("pipeline_fixtures",)
+LAYOUTS = pytest.mark.parametrize("spec", [CONCAT, OLD_VAE], ids=["wan2.2", "wan2.1"])
+
+
+@pytest.fixture
+def scaled(monkeypatch):
+    """Gives a VAE latent statistics that are not 0 and 1, as real ones have."""
+
+    def scale(vae):
+        monkeypatch.setitem(vae._internal_dict, "latents_mean", torch.linspace(-1, 1, 16).tolist())
+        monkeypatch.setitem(vae._internal_dict, "latents_std", torch.linspace(0.5, 3, 16).tolist())
+        return vae
+
+    return scale
+
+
+def image(seed: int) -> torch.Tensor:
+    return torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def statistics(vae) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, std = (torch.tensor(vae.config[key]).view(1, -1, 1, 1, 1) for key in ("latents_mean", "latents_std"))
+    return mean, std
+
+
+@LAYOUTS
+@torch.no_grad()
+def test_streamed_decode_equals_decode(tiny, scaled, spec):
+    checkpoint = tiny(spec).checkpoint
+    vae = scaled(checkpoint.vae)
+    side = 64 // checkpoint.vae_stride
+    latents = torch.randn(1, 16, 4, side, side, generator=torch.Generator().manual_seed(0))
+    chunks = list(stream_decode(vae, latents))
+    mean, std = statistics(vae)
+    whole = vae.decode(latents * std + mean).sample[0].transpose(0, 1) / 2 + 0.5
+    assert [chunk.shape[0] for chunk in chunks] == [1, 4, 4, 4]
+    assert torch.allclose(torch.cat(chunks), whole, atol=1e-5)
+    assert whole.std() > 0.01
+
+
+@LAYOUTS
+@pytest.mark.parametrize("with_last", [False, True])
+@torch.no_grad()
+def test_streamed_encode_equals_encode_to_the_last_bit(tiny, scaled, spec, with_last):
+    """129 frames: long enough for every part of the encoder to come to rest and be skipped."""
+    vae = scaled(tiny(spec).checkpoint.vae)
+    first, last = image(0), image(1) if with_last else None
+    streamed = encode_frames(vae, condition_video(first, last, 129))
+    mean, std = statistics(vae)
+    whole = vae.encode(torch.cat(list(condition_video(first, last, 129)), dim=2)).latent_dist.mode()
+    assert torch.equal(streamed, (whole - mean) / std)
+
+
+@torch.no_grad()
+def test_parts_at_rest_are_not_computed_again(tiny):
+    vae = tiny(CONCAT).checkpoint.vae
+    calls = []
+    hook = vae.encoder.down_blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    encode_frames(vae, condition_video(image(0), None, 129))
+    hook.remove()
+    assert len(calls) < 10  # of 33 chunks
+
+
+@torch.no_grad()
+def test_equal_chunks_that_are_other_tensors_are_computed(tiny):
+    vae = tiny(CONCAT).checkpoint.vae
+    shared = encode_frames(vae, condition_video(image(0), None, 33))
+    separate = encode_frames(vae, (chunk.clone() for chunk in condition_video(image(0), None, 33)))
+    assert torch.equal(shared, separate)
+
+
+@torch.no_grad()
+def test_two_decodes_at_once_do_not_disturb_each_other(tiny):
+    vae = tiny(CONCAT).checkpoint.vae
+    a, b = torch.randn(2, 1, 16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    mixed = [pair[0] for pair in zip(stream_decode(vae, a), stream_decode(vae, b), strict=True)]
+    assert torch.equal(torch.cat(mixed), torch.cat(list(stream_decode(vae, a))))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@torch.no_grad()
+def test_values_that_are_not_finite_are_not_a_picture(tiny, bad):
+    latents = torch.zeros(1, 16, 3, 4, 4)
+    latents[:, :, 1] = bad
+    with pytest.raises(RenderError, match="latent frame 1 of 3 gave pixels that are not finite"):
+        list(stream_decode(tiny(CONCAT).checkpoint.vae, latents))
