@@ -137,6 +137,15 @@ def test_a_page_goes_on_after_a_deleted_job(queue: JobQueue, order: Order) -> No
     assert {state.job.id for state in queue.list(cursor=page.next_cursor, order=order).items} == rest
 
 
+def test_jobs_of_the_same_second_are_listed_in_the_order_they_came(queue: JobQueue) -> None:
+    jobs = [make_job() for _ in range(8)]
+    for job in jobs:
+        queue.submit(job)
+    came = [job.id for job in jobs]
+    assert [state.job.id for state in queue.list(order="asc").items] == came
+    assert [state.job.id for state in queue.list().items] == came[::-1]
+
+
 def test_the_list_is_filtered_by_status(queue: JobQueue) -> None:
     kept, dropped = make_job(), make_job()
     queue.submit(kept)
@@ -146,7 +155,7 @@ def test_the_list_is_filtered_by_status(queue: JobQueue) -> None:
     assert [state.job.id for state in queue.list(status=TaskStatus.QUEUED).items] == [kept.id]
 
 
-@pytest.mark.parametrize("cursor", ["x", "bm8=", "é", Cursor(10**30, "a").encode()])
+@pytest.mark.parametrize("cursor", ["x", "bm8=", "é", Cursor(10**30, 0.0, "a").encode()])
 def test_a_foreign_cursor_is_refused(queue: JobQueue, cursor: str) -> None:
     with pytest.raises(InvalidRequest, match="cursor"):
         queue.list(cursor=cursor)

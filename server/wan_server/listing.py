@@ -6,55 +6,53 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import count, groupby
 from typing import Any, Final, Literal
 
 from dbos import WorkflowStatus
 
 from wan_server.errors import InvalidRequest
-from wan_server.records import iso
+from wan_server.records import iso, job_of
 
 Order = Literal["asc", "desc"]
 
 CHUNK: Final = 200
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Cursor:
-    """Place in a listing: right after this job. SQLite keeps whole seconds, so the time alone would not do."""
+    """Place in a listing: right after this job. SQLite keeps whole seconds, so the job's own time stands beside it."""
 
     created_ms: int
+    #: epoch seconds as the job itself has them
+    submitted_at: float
     job_id: str
 
     @classmethod
-    def after(cls, row: WorkflowStatus) -> Cursor:
-        return cls(row.created_at or 0, row.workflow_id)
+    def at(cls, row: WorkflowStatus) -> Cursor:
+        """The place of a row."""
+        return cls(row.created_at or 0, job_of(row).created_at, row.workflow_id)
 
     def encode(self) -> str:
-        return base64.urlsafe_b64encode(json.dumps([self.created_ms, self.job_id]).encode()).decode()
+        return base64.urlsafe_b64encode(json.dumps(astuple(self)).encode()).decode()
 
     @classmethod
     def decode(cls, text: str) -> Cursor:
         """Read a cursor. Raises InvalidRequest when it is not one of ours."""
         try:
-            created_ms, job_id = json.loads(base64.urlsafe_b64decode(text.encode()))
+            created_ms, submitted_at, job_id = json.loads(base64.urlsafe_b64decode(text.encode()))
             iso(created_ms / 1000)
+            return cls(created_ms, float(submitted_at), str(job_id))
         except (binascii.Error, ValueError, TypeError, OverflowError, OSError):
             raise InvalidRequest("cursor: is not one that this server gave out") from None
-        return cls(created_ms, str(job_id))
-
-    def is_before(self, row: WorkflowStatus, order: Order) -> bool:
-        """Whether the row comes after this place."""
-        here, there = (self.created_ms, self.job_id), (row.created_at or 0, row.workflow_id)
-        return there < here if order == "desc" else there > here
 
 
 def rows_after(read: Callable[..., list[WorkflowStatus]], at: Cursor | None, order: Order) -> Iterator[WorkflowStatus]:
-    """Rows from a place on, those of the same instant by id. `read` takes the paging arguments of `list_workflows`."""
+    """Rows from a place on. `read` takes the paging arguments of `list_workflows`."""
     for _, ties in groupby(_rows_from(read, at, order), key=lambda row: row.created_at):
-        for row in sorted(ties, key=lambda row: row.workflow_id, reverse=order == "desc"):
-            if at is None or at.is_before(row, order):
+        for row in sorted(ties, key=Cursor.at, reverse=order == "desc"):
+            if at is None or (Cursor.at(row) < at if order == "desc" else Cursor.at(row) > at):
                 yield row
 
 

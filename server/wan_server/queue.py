@@ -108,7 +108,7 @@ class JobQueue:
         states = None if status is None else WORKFLOW_STATES.get(status, ["PENDING"])
         read = partial(self.client.list_workflows, name=RENDER_WORKFLOW, status=states)
         rows = [*islice(rows_after(read, Cursor.decode(cursor) if cursor else None, order), limit + 1)]
-        more = Cursor.after(rows[limit - 1]).encode() if len(rows) > limit else None
+        more = Cursor.at(rows[limit - 1]).encode() if len(rows) > limit else None
         return JobPage([self._state(row) for row in rows[:limit]], more)
 
     def waiting(self) -> int:
