@@ -33,7 +33,7 @@ render: install ## offline rendering: make render JOBS=jobs.jsonl OUT=out/batch
 	$(BIN)/wanbox render $(JOBS) --out $(or $(OUT),out/render)
 
 test: install $(JS)/node_modules/.installed ## all tests that run without a GPU
-	$(BIN)/python -m pytest -q -m 'not gpu' $(ARGS)
+	$(BIN)/python -m pytest -q -m 'not gpu' -n 2 --dist loadfile $(ARGS)
 
 gpu-test: install ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu $(ARGS)
@@ -43,7 +43,7 @@ lint: install ## ruff (rules and format) and pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: install ## frames per second of one job on this machine
+bench: install ## wanbox against diffusers: the same work in one process, CPU seconds
 	$(BIN)/python scripts/bench.py $(ARGS)
 
 clean: ## remove the environment and everything that was built

@@ -26,12 +26,13 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from wan_pipelines.conditioning import condition_video
 from wan_pipelines.mp4 import Mp4Spec, Mp4Writer
 from wan_pipelines.plan import PlanRequest, RenderPlan, make_plan
 from wan_pipelines.profile import load_profile
 from wan_pipelines.renderer import Media, Renderer
 from wan_pipelines.tensorfile import load_tensors
-from wan_pipelines.vae import stream_decode
+from wan_pipelines.vae import encode_frames, stream_decode
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 Work = Callable[[], object]
@@ -86,6 +87,7 @@ def pairs(scratch: Path, console: Console) -> Iterator[Pair]:
         with bench_model(name, scratch / name) as model:
             console.print(f"{name}: largest difference of the latents {model.difference():.1e}")
             yield Pair(f"{name} encode + denoise, {model.what}", model.ours, model.theirs)
+    yield encode_pair(scratch)
     yield decode_pair(scratch)
     if importlib.util.find_spec("imageio"):
         yield mp4_pair(scratch)
@@ -145,6 +147,19 @@ def bench_model(name: str, scratch: Path) -> Iterator[BenchModel]:
     picture = Image.radial_gradient("L").convert("RGB").resize((plan.sample_width, plan.sample_height))
     picture.save(scratch / "first.png")
     yield BenchModel(renderer, pipeline, plan, scratch / "first.png", scratch)
+
+
+def encode_pair(scratch: Path) -> Pair:
+    """The condition video of 81 frames, of which 80 are grey: skipping what has settled against not."""
+    vae = Renderer.load(load_profile("tiny", CONFIGS), scratch / "tiny" / "weights", "cpu").checkpoint.vae
+    first = torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+    @torch.inference_mode()
+    def encode(skip_settled: bool) -> None:
+        encode_frames(vae, condition_video(first, None, 81), skip_settled=skip_settled)
+
+    title = "condition encode, 128x128x81, against skip_settled=False"
+    return Pair(title, lambda: encode(True), lambda: encode(False))
 
 
 def decode_pair(scratch: Path) -> Pair:

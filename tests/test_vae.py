@@ -74,11 +74,14 @@ def test_parts_at_rest_are_not_computed_again(tiny):
 
 
 @torch.no_grad()
-def test_equal_chunks_that_are_other_tensors_are_computed(tiny):
+def test_skipping_can_be_switched_off_and_changes_nothing(tiny):
     vae = tiny(CONCAT).checkpoint.vae
-    shared = encode_frames(vae, condition_video(image(0), None, 33))
-    separate = encode_frames(vae, (chunk.clone() for chunk in condition_video(image(0), None, 33)))
-    assert torch.equal(shared, separate)
+    calls = []
+    hook = vae.encoder.down_blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    full = encode_frames(vae, condition_video(image(0), None, 33), skip_settled=False)
+    hook.remove()
+    assert len(calls) == 9  # every chunk
+    assert torch.equal(full, encode_frames(vae, condition_video(image(0), None, 33)))
 
 
 @torch.no_grad()

@@ -23,14 +23,14 @@ from wan_pipelines.errors import RenderError
 Cache = list[Tensor | None]
 
 
-def encode_frames(vae: AutoencoderKLWan, chunks: Iterable[Tensor]) -> Tensor:
+def encode_frames(vae: AutoencoderKLWan, chunks: Iterable[Tensor], *, skip_settled: bool = True) -> Tensor:
     """Normalised latents [1, z, T, h, w], float32, of a video in [-1, 1] (the mode, not a sample).
 
     `chunks` are [1, 3, 1, H, W] and then [1, 3, 4, H, W]. When the same tensor object comes again and again,
     every part of the encoder whose memory has come to rest answers without computing; the result is the same
-    to the last bit.
+    to the last bit. `skip_settled` switches that off.
     """
-    parts = _encoder_parts(vae)
+    parts = _encoder_parts(vae, skip_settled)
     moments = []
     for pixels in _patchified(vae, chunks):
         hidden = pixels
@@ -65,14 +65,15 @@ class _Part:
     answer cannot change, and neither can anything behind it that sees the same tensor again.
     """
 
-    def __init__(self, run: Callable[[Tensor, Cache], Tensor], memory: int) -> None:
+    def __init__(self, run: Callable[[Tensor, Cache], Tensor], memory: int, skip_settled: bool) -> None:
         self._run = run
+        self._skip_settled = skip_settled
         self._memory: Cache = [None] * memory
         self._input = self._answer = torch.empty(0)
         self._rests = False
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        repeats = hidden is self._input
+        repeats = self._skip_settled and hidden is self._input
         if repeats and self._rests:
             return self._answer
         before = list(self._memory)
@@ -84,14 +85,18 @@ class _Part:
         return self._answer
 
 
-def _encoder_parts(vae: AutoencoderKLWan) -> list[_Part]:
+def _encoder_parts(vae: AutoencoderKLWan, skip_settled: bool) -> list[_Part]:
     encoder = vae.encoder
-    blocks = [_Part(_run_block(block), _memory_size(block)) for block in (*encoder.down_blocks, encoder.mid_block)]
+    inner = (*encoder.down_blocks, encoder.mid_block)
+    blocks = [_Part(_run_block(block), _memory_size(block), skip_settled) for block in inner]
 
     def head(hidden: Tensor, cache: Cache) -> Tensor:
         return _causal_conv(encoder.conv_out, encoder.nonlinearity(encoder.norm_out(hidden)), cache)
 
-    return [_Part(lambda x, cache: _causal_conv(encoder.conv_in, x, cache), 1), *blocks, _Part(head, 1)]
+    def entry(pixels: Tensor, cache: Cache) -> Tensor:
+        return _causal_conv(encoder.conv_in, pixels, cache)
+
+    return [_Part(entry, 1, skip_settled), *blocks, _Part(head, 1, skip_settled)]
 
 
 def _run_block(block: nn.Module) -> Callable[[Tensor, Cache], Tensor]:
