@@ -11,10 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import Engine, create_engine, inspect, text
 
 from server_process import clean_environment
-from wan_server.tables import WorkerRow, Workers, create_all, exclusive, make_engine, metadata, server_secret
+from wan_server.tables import (
+    WorkerRow,
+    Workers,
+    create_all,
+    exclusive,
+    make_engine,
+    metadata,
+    server_secret,
+    teach_sqlite_subseconds,
+)
 
 ROW = WorkerRow("w1", "box", 7, "loading", "tiny", "cpu", None, 100.0, 100.0)
 
@@ -90,3 +99,12 @@ def test_a_removed_worker_is_gone(engine: Engine):
     assert [row.executor_id for row in workers.list(5)] == ["w2", "w1"]
     workers.remove("w1")
     assert [row.executor_id for row in workers.list(5)] == ["w2"]
+
+
+def test_the_clock_of_the_queue_works_on_an_old_sqlite(tmp_path: Path):
+    """Python 3.12 and later make DBOS ask for this function, which SQLite has from 3.42 on."""
+    teach_sqlite_subseconds()
+    engine = create_engine(f"sqlite:///{tmp_path / 'a.db'}")  # as DBOS makes its own
+    with engine.connect() as connection:
+        assert connection.scalar(text("select unixepoch('subsec')")) == pytest.approx(time.time(), abs=5)
+    engine.dispose()

@@ -37,7 +37,7 @@ from wan_server.records import (
 )
 from wan_server.settings import Settings
 from wan_server.status import TaskStatus
-from wan_server.tables import WorkerRow, Workers, make_engine
+from wan_server.tables import WorkerRow, Workers, make_engine, teach_sqlite_subseconds
 
 APPLICATION: Final = "wanbox"
 #: bump when the workflow's steps change: jobs of another version are left to workers of that version
@@ -67,6 +67,7 @@ class JobQueue:
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
         self.settings = settings
         self.clock = clock
+        teach_sqlite_subseconds()
         self.engine = make_engine(settings.database)
         DBOS.migrate(settings.database)
         self.client = DBOSClient(

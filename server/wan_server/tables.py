@@ -111,6 +111,21 @@ def make_engine(url: str) -> Engine:
     return engine
 
 
+def teach_sqlite_subseconds() -> None:
+    """Lets DBOS work on Python 3.12 and later with an SQLite before 3.42, whose `unixepoch('subsec')` is NULL.
+
+    Touches every engine that connects from now on, DBOS's own included; does nothing where SQLite knows it.
+    """
+    if sqlite3.sqlite_version_info >= (3, 42) or event.contains(Engine, "connect", _add_unixepoch):
+        return
+    event.listen(Engine, "connect", _add_unixepoch)
+
+
+def _add_unixepoch(connection: object, _record: object) -> None:
+    if isinstance(connection, sqlite3.Connection):
+        connection.create_function("unixepoch", 1, lambda when: time.time() if when == "subsec" else None)
+
+
 def create_all(engine: Engine) -> None:
     """Create what is missing. Any number of processes may do so at once."""
     with exclusive(engine) as connection:
