@@ -67,12 +67,12 @@ def test_the_digest_follows_input_and_bytes(tmp_path: Path) -> None:
     image.write_bytes(b"one")
     (job,) = read_jobs(write(tmp_path / "job.json", {"first_frame": "a.png", "seed": 1}))
     (same,) = read_jobs(write(tmp_path / "other.json", {"seed": 1, "first_frame": "a.png"}))
-    assert job.digest() == same.digest()
+    assert job.digest("tiny") == same.digest("tiny")
     (seeded,) = read_jobs(write(tmp_path / "job.json", {"first_frame": "a.png", "seed": 2}))
-    assert job.digest() != seeded.digest()
-    before = job.digest()
+    assert job.digest("tiny") != seeded.digest("tiny")
+    before = job.digest("tiny")
     image.write_bytes(b"two")
-    assert job.digest() != before
+    assert job.digest("tiny") != before
 
 
 def test_a_manifest_is_done_only_with_its_video(tmp_path: Path) -> None:
@@ -88,3 +88,9 @@ def test_a_manifest_is_done_only_with_its_video(tmp_path: Path) -> None:
 def test_an_unreadable_manifest_counts_as_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     assert read_manifest(tmp_path, "a") is None
+
+
+def test_inline_media_is_no_path(tmp_path: Path) -> None:
+    (job,) = read_jobs(write(tmp_path / "job.json", {"first_frame": "QUJD" * 5000}))
+    with pytest.raises(InvalidInput, match="there is no file QUJD"):
+        job.local_media()

@@ -159,3 +159,26 @@ def test_the_list_is_filtered_by_status(queue: JobQueue) -> None:
 def test_a_foreign_cursor_is_refused(queue: JobQueue, cursor: str) -> None:
     with pytest.raises(InvalidRequest, match="cursor"):
         queue.list(cursor=cursor)
+
+
+def test_each_model_has_its_own_line(queue: JobQueue) -> None:
+    first, other, second = make_job(), make_job(model="tiny-ti2v"), make_job()
+    for job in (first, other, second):
+        queue.submit(job)
+    assert [queue.get(job.id).position for job in (first, other, second)] == [0, 0, 1]
+
+
+def test_a_forgotten_job_forgets_its_webhook(queue: JobQueue) -> None:
+    job = make_job(options={"webhook": "https://example.com/hook"})
+    queue.submit(job)
+    queue.cancel(job.id)
+    queue.delete(job.id)
+    assert queue.client.list_workflows(name="webhook") == []
+
+
+def test_cancelling_jobs_can_be_listed(queue: JobQueue) -> None:
+    job = make_job()
+    queue.submit(job)
+    queue.workers.beat(worker_row("w", job.id))
+    queue.cancel(job.id)
+    assert [state.status for state in queue.list(status=TaskStatus.CANCELLING).items] == [TaskStatus.CANCELLING]

@@ -97,7 +97,9 @@ def test_a_removed_worker_is_gone(engine: Engine):
     workers.beat(ROW)
     workers.beat(replace(ROW, executor_id="w2", started_at=50.0))
     assert [row.executor_id for row in workers.list(5)] == ["w2", "w1"]
-    workers.remove("w1")
+    workers.remove("w1", 8)  # another process of that name
+    assert workers.list(60)
+    workers.remove("w1", 7)
     assert [row.executor_id for row in workers.list(5)] == ["w2"]
 
 
@@ -108,3 +110,18 @@ def test_the_clock_of_the_queue_works_on_an_old_sqlite(tmp_path: Path):
     with engine.connect() as connection:
         assert connection.scalar(text("select unixepoch('subsec')")) == pytest.approx(time.time(), abs=5)
     engine.dispose()
+
+
+def test_a_name_has_one_holder(engine: Engine):
+    workers = Workers(engine, clock=lambda: 100.0)
+    assert workers.claim(ROW, 20, lambda _: False) is None
+    rival = replace(ROW, pid=8)
+    assert workers.claim(rival, 20, lambda _: False) == ROW
+    assert workers.claim(rival, 20, lambda holder: holder == ROW) is None
+    assert workers.list(20) == [rival]
+
+
+def test_a_stale_holder_loses_its_name(engine: Engine):
+    assert Workers(engine, clock=lambda: 100.0).claim(ROW, 20, lambda _: False) is None
+    later = replace(ROW, pid=8, heartbeat_at=121.0)
+    assert Workers(engine, clock=lambda: 121.0).claim(later, 20, lambda _: False) is None

@@ -38,15 +38,15 @@ class BatchJob:
             if not isinstance(value, str) or not value or _URL.match(value):
                 continue
             path = self.folder / Path(value).expanduser()
-            if not path.is_file():
-                raise InvalidInput(f"input.{role}: there is no file {value}")
+            if not _is_file(path):
+                raise InvalidInput(f"input.{role}: there is no file {value[:100]}")
             found[role] = path
         return found
 
-    def digest(self) -> str:
-        """Changes when the input or the bytes of a local file change."""
+    def digest(self, model: str) -> str:
+        """Changes when the model, the input or the bytes of a local file change."""
         content = {role: _hash(path) for role, path in self.local_media().items()}
-        text = json.dumps([self.app, self.input | content], sort_keys=True)
+        text = json.dumps([model, self.app, self.input | content], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -71,7 +71,7 @@ class Manifest:
         """Write or replace the file, whole or not at all."""
         target = out / f"{self.name}.json"
         partial = target.with_suffix(".json.part")
-        partial.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", "utf-8", "backslashreplace")
         partial.replace(target)
         return self
 
@@ -131,6 +131,13 @@ def _job(text: str, default_name: str, path: Path, where: str) -> BatchJob:
         raise InvalidInput(f"{path}{where}: name: must be letters, digits, '.', '-' or '_' (got {name!r})")
     app = entry.get("app", DEFAULT_APP) if wrapped else DEFAULT_APP
     return BatchJob(name, app, entry["input"] if wrapped else entry, path.resolve().parent)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long for a name, or with characters that no name has
+        return False
 
 
 def _hash(path: Path) -> str:

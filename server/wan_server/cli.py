@@ -60,7 +60,11 @@ def worker(
     from wan_server.worker import leave, run_worker
     from wan_server.worker_process import default_name
 
-    leave(run_worker(settings, name or default_name(), supervised=supervised))
+    status = 1
+    try:
+        status = run_worker(settings, name or default_name(), supervised=supervised)
+    finally:
+        leave(status)
 
 
 @app.command()
@@ -73,7 +77,14 @@ def render(
 ) -> None:
     """Render inputs without a server. Run it again to go on: what is done is skipped, what failed is tried again."""
     with _explained():
-        given = {"data_dir": data_dir or out / ".wanbox", "model": model, "device": device}
+        usual = load_settings(data_dir=data_dir)
+        is_given = data_dir is not None or "data_dir" in usual.model_fields_set
+        given = {
+            "data_dir": usual.data_dir if is_given else out / ".wanbox",
+            "weights_dir": usual.weights.resolve(),
+            "model": model,
+            "device": device,
+        }
         settings = _settings(**given)
         from wan_server.render import render as run
 

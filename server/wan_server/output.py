@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from wan_pipelines.plan import RenderPlan
 from wan_pipelines.profile import Profile
@@ -11,6 +11,9 @@ from wan_server.job import Job
 from wan_server.probe import Probe
 
 Json = dict[str, Any]
+
+#: differences of less than two video frames are not worth a word
+SOUND_SLACK_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,7 @@ def not_honoured(job: Job, made: Ingredients, plan: RenderPlan) -> list[str]:
     if made.extension["note"]:
         notes.append(made.extension["note"])
     for field, key in (("prompt", "prompt"), ("negative_prompt", "negative")):
-        if dropped := made.encoded[f"{key}_tokens_dropped"]:
+        if (dropped := made.encoded[f"{key}_tokens_dropped"]) and job.input.get(field):
             notes.append(
                 f"input.{field}: the text encoder does not read that far; the last {dropped} tokens were left out"
             )
@@ -89,9 +92,17 @@ def not_honoured(job: Job, made: Ingredients, plan: RenderPlan) -> list[str]:
             f"input.resolution: the model worked at {plan.sample_width}x{plan.sample_height}; "
             f"the frames were brought to {plan.width}x{plan.height}"
         )
-    if (sound := made.prepared["probes"].get("driving_audio")) and sound["seconds"] < plan.seconds:
-        notes.append("input.driving_audio: is shorter than the video; the rest is silent")
+    if sound := made.prepared["probes"].get("driving_audio"):
+        notes += _sound_notes(sound["seconds"], plan.seconds)
     return notes
+
+
+def _sound_notes(sound_s: float, video_s: int) -> list[str]:
+    if sound_s < video_s - SOUND_SLACK_S:
+        return [f"input.driving_audio: ends after {sound_s:.1f} s; the rest of the video is silent"]
+    if sound_s > video_s + SOUND_SLACK_S:
+        return [f"input.driving_audio: has {sound_s:.1f} s; it was cut to the {video_s} s of the video"]
+    return []
 
 
 def _inputs(prepared: Json) -> list[Json]:

@@ -63,7 +63,7 @@ def extend_prompt(settings: Settings, prompt: str, image: Path | None, requested
         text = _ask(settings, prompt, image)
     except httpx.HTTPStatusError as error:
         return _kept(settings, prompt, f"HTTP {error.response.status_code}")
-    except (httpx.HTTPError, ValidationError, ValueError) as error:
+    except (httpx.HTTPError, ValidationError, ValueError, OSError) as error:
         return _kept(settings, prompt, type(error).__name__)
     return Extension(text, True, True, settings.prompt_extend_model)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import builtins
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -24,15 +25,16 @@ from wan_server.estimate import Estimator
 from wan_server.job import Event, Job, JobPage, JobState
 from wan_server.listing import Cursor, Order, rows_after
 from wan_server.records import (
-    DEAD_LETTER,
+    TERMINAL,
     WAITING,
     WORKFLOW_STATES,
+    attempts_of,
     completed_at,
     error_text,
-    iso,
     job_of,
     progress_of,
     started_at,
+    stop_mark,
     updated_at,
 )
 from wan_server.settings import Settings
@@ -43,7 +45,6 @@ APPLICATION: Final = "wanbox"
 #: bump when the workflow's steps change: jobs of another version are left to workers of that version
 WORKFLOW_VERSION: Final = "1"
 RENDER_WORKFLOW: Final = "render"
-RENDER_QUEUE: Final = "render"
 WEBHOOK_WORKFLOW: Final = "webhook"
 WEBHOOK_QUEUE: Final = "webhooks"
 PROGRESS_STREAM: Final = "progress"
@@ -53,12 +54,22 @@ LINE_REFRESH_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The waiting line as it stood at `at` (epoch seconds)."""
+    """The waiting lines as they stood at `at` (epoch seconds), one per model."""
 
     at: float
-    queued: list[str]
+    #: queue name -> ids in the order of dequeueing
+    queued: Mapping[str, builtins.list[str]]
     running: int
-    workers: int
+    workers: builtins.list[WorkerRow]
+
+
+def render_queue_of(model: str) -> str:
+    """The queue of the jobs for one model; its workers take no others."""
+    return f"render-{model}"
+
+
+def _webhook_id(job_id: str) -> str:
+    return f"{job_id}-webhook"
 
 
 class JobQueue:
@@ -78,7 +89,7 @@ class JobQueue:
         self.workers = Workers(self.engine)
         self.estimator = Estimator(self.finished_jobs, clock)
         self._line_lock = Lock()
-        self._line_now = Line(float("-inf"), [], 0, 0)
+        self._line_now = Line(float("-inf"), {}, 0, [])
 
     def close(self) -> None:
         self.client.destroy()
@@ -88,7 +99,7 @@ class JobQueue:
         """Enqueue a job, delayed until `run_at` (epoch seconds). The same id a second time is the same job."""
         options: EnqueueOptions = {
             "workflow_name": RENDER_WORKFLOW,
-            "queue_name": RENDER_QUEUE,
+            "queue_name": render_queue_of(job.model),
             "workflow_id": job.id,
             "app_version": WORKFLOW_VERSION,
         }
@@ -132,7 +143,7 @@ class JobQueue:
         state = self.get(job_id)
         if not state.status.is_terminal:
             raise InvalidTransition(f"task {job_id} is {state.status.text}: cancel it first")
-        self.client.delete_workflow(job_id)
+        self.client.delete_workflows([job_id, _webhook_id(job_id)])
 
     def announce(self, job: Job) -> None:
         """Enqueue the delivery of a job's webhook, once however often it is asked for."""
@@ -141,7 +152,7 @@ class JobQueue:
         options: EnqueueOptions = {
             "workflow_name": WEBHOOK_WORKFLOW,
             "queue_name": WEBHOOK_QUEUE,
-            "workflow_id": f"{job.id}-webhook",
+            "workflow_id": _webhook_id(job.id),
             "app_version": WORKFLOW_VERSION,
         }
         self.client.enqueue(options, job.id)
@@ -159,12 +170,20 @@ class JobQueue:
         rows = self.client.list_workflows(status="PENDING", load_input=False, load_output=False)
         return {row.executor_id for row in rows if row.executor_id}
 
-    def dead_letters(self, since: float) -> builtins.list[Job]:
-        """Jobs given up after too many attempts since `since` (epoch seconds)."""
-        rows = self.client.list_workflows(
-            name=RENDER_WORKFLOW, status=DEAD_LETTER, completed_after=iso(since), load_output=False
-        )
-        return [job_of(row) for row in rows]
+    def attempts(self, job_id: str) -> int:
+        """How often workers took the job and did not give it back."""
+        return attempts_of(self._bare(job_id))
+
+    def note_stop(self, job_id: str) -> None:
+        """A worker stops and leaves the job to the next one: this attempt does not count."""
+        row = self._bare(job_id)
+        if row.status == "PENDING":
+            self.client.update_workflow_attributes(job_id, stop_mark(row), merge=True)
+
+    def is_over(self, job_id: str) -> bool:
+        """Whether the job has ended or is forgotten."""
+        rows = self.client.list_workflows(workflow_ids=[job_id], load_input=False, load_output=False)
+        return not rows or rows[0].status in TERMINAL
 
     def finished_jobs(self, limit: int = 20) -> builtins.list[tuple[Job, float]]:
         """The latest completed jobs with the seconds that each took a worker."""
@@ -211,7 +230,7 @@ class JobQueue:
             output=row.output if row.status == "SUCCESS" else None,
             error=error_text(row),
             events=events,
-            attempts=row.recovery_attempts or 0,
+            attempts=attempts_of(row),
             progress=progress_of(row, events),
             position=position,
             eta_s=eta_s,
@@ -247,18 +266,19 @@ class JobQueue:
         if row.status == "DELAYED":
             return None, None
         line = self._line(job.id)
-        position = line.queued.index(job.id) if job.id in line.queued else 0
-        return position, self.estimator.wait(job, position + line.running, max(1, line.workers))
+        queued = line.queued[render_queue_of(job.model)]
+        position = queued.index(job.id) if job.id in queued else 0
+        workers = sum(worker.model == job.model for worker in line.workers)
+        return position, self.estimator.wait(job, position + line.running, max(1, workers))
 
     def _line(self, job_id: str) -> Line:
         """Who waits, in the order of dequeueing. Read once a second, and for a job that is not in it yet."""
         with self._line_lock:
-            if self.clock() - self._line_now.at > LINE_REFRESH_S or job_id not in self._line_now.queued:
-                rows = sorted(self._rows(["ENQUEUED"]), key=lambda r: (r.priority or 0, r.created_at or 0))
-                self._line_now = Line(
-                    at=self.clock(),
-                    queued=[row.workflow_id for row in rows],
-                    running=len(self._rows(["PENDING"])),
-                    workers=len(self.live_workers()),
-                )
+            known = any(job_id in line for line in self._line_now.queued.values())
+            if self.clock() - self._line_now.at > LINE_REFRESH_S or not known:
+                queued: dict[str, builtins.list[str]] = defaultdict(builtins.list)
+                for row in sorted(self._rows(["ENQUEUED"]), key=lambda r: (r.priority or 0, r.created_at or 0)):
+                    queued[row.queue_name or ""].append(row.workflow_id)
+                running = len(self._rows(["PENDING"]))
+                self._line_now = Line(self.clock(), queued, running, self.live_workers())
             return self._line_now

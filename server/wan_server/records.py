@@ -12,6 +12,7 @@ from wan_server.job import Event, Job
 from wan_server.status import TaskStatus
 
 WAITING: Final = ["ENQUEUED", "DELAYED"]
+STOP_MARK: Final = "stopped-at-attempt-"
 DEAD_LETTER: Final = "MAX_RECOVERY_ATTEMPTS_EXCEEDED"
 TERMINAL: Final = ["SUCCESS", "ERROR", "CANCELLED", DEAD_LETTER]
 #: workflow states behind a task status; running states are told apart by the last progress line
@@ -21,6 +22,7 @@ WORKFLOW_STATES: Final[dict[TaskStatus, list[str]]] = {
     TaskStatus.COMPLETED: ["SUCCESS"],
     TaskStatus.FAILED: ["ERROR", DEAD_LETTER],
     TaskStatus.CANCELLED: ["CANCELLED"],
+    TaskStatus.CANCELLING: ["CANCELLED"],
 }
 
 
@@ -56,11 +58,27 @@ def progress_of(row: WorkflowStatus, events: tuple[Event, ...]) -> int:
     return events[-1].progress if events else 0
 
 
+def attempts_of(row: WorkflowStatus) -> int:
+    """How often workers took the job, without those that gave it back by a clean stop."""
+    stops = sum(name.startswith(STOP_MARK) for name in row.attributes or {})
+    return (row.recovery_attempts or 0) - stops
+
+
+def stop_mark(row: WorkflowStatus) -> dict[str, bool]:
+    """The attribute that says that this attempt ended by a clean stop."""
+    return {f"{STOP_MARK}{row.recovery_attempts or 0}": True}
+
+
 def error_text(row: WorkflowStatus) -> str | None:
     """Why the job failed; None when it did not."""
     if row.status == DEAD_LETTER:
-        return f"given up after {row.recovery_attempts} attempts: the worker died each time it ran this task"
+        return given_up(row.recovery_attempts or 0)
     return str(row.error) if row.status == "ERROR" else None
+
+
+def given_up(attempts: int) -> str:
+    """The error of a job that keeps killing its worker."""
+    return f"given up after {attempts} attempts: the worker died each time it ran this task"
 
 
 def in_seconds(epoch_ms: int | None) -> float | None:

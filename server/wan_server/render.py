@@ -6,6 +6,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from wan_pipelines.profile import load_profile
 from wan_server.apps import Catalog
 from wan_server.batch import BatchJob, Manifest, read_jobs, read_manifest
-from wan_server.errors import NotFound, Unavailable, WanboxError
+from wan_server.errors import InvalidInput, InvalidTransition, NotFound, Unavailable, WanboxError
 from wan_server.files import FileStore
 from wan_server.job import JobState
 from wan_server.keys import Principal
@@ -30,6 +31,7 @@ from wan_server.worker_process import default_name
 #: links inside an offline store lead nowhere; only the ids in them are used
 BASE_URL: Final = "http://wanbox.invalid"
 POLL_S: Final = 0.3
+LONGEST_PATH: Final = 1000
 EXIT_FAILED: Final = 1
 EXIT_INTERRUPTED: Final = 130
 
@@ -47,12 +49,13 @@ class Batch:
         """Submit a job, or find it where an earlier run left it. A refusal becomes a failed manifest."""
         found = read_manifest(self.out, job.name)
         try:
-            digest = job.digest()
+            digest = job.digest(self.submitter.profile.name)
             if found is not None and found.digest == digest:
                 if found.is_done(self.out):
                     return found
                 if self._goes_on(found):
                     return found.changed(status="queued")
+            self._drop(found)
             return self._submit(job, digest).write(self.out)
         except WanboxError as error:
             failed = Manifest(job.name, "failed", "", job.app, job.input, error=str(error), created_at=time.time())
@@ -63,9 +66,19 @@ class Batch:
         ended = manifest.changed(status=state.status.text, error=state.error, completed_at=state.completed_at)
         if state.status is TaskStatus.COMPLETED and state.output is not None:
             video = f"{manifest.name}.mp4"
-            self._copy(state.output["video"], self.out / video)
+            try:
+                self._copy(state.output["video"], self.out / video)
+            except (NotFound, FileNotFoundError) as error:
+                return manifest.changed(status="failed", error=f"the video is gone: {error}").write(self.out)
             ended = ended.changed(video=video, output_meta=state.output["output_meta"])
         return ended.write(self.out)
+
+    def _drop(self, manifest: Manifest | None) -> None:
+        """Cancel what an earlier run left waiting under this name: the job has changed."""
+        if manifest is None or manifest.task_id is None:
+            return
+        with suppress(NotFound, InvalidTransition):
+            self.queue.cancel(manifest.task_id)
 
     def _goes_on(self, manifest: Manifest) -> bool:
         """Whether the queue still has the job to run, or its result to fetch."""
@@ -103,6 +116,7 @@ def render(settings: Settings, environment: Mapping[str, str], jobs_file: Path, 
     Raises WanboxError when the batch cannot begin.
     """
     jobs = read_jobs(jobs_file)
+    _refuse_overwriting(jobs, jobs_file, out)
     out.mkdir(parents=True, exist_ok=True)
     settings = settings.model_copy(update={"max_queue": len(jobs) + settings.max_queue})
     queue = JobQueue(settings)
@@ -117,6 +131,19 @@ def render(settings: Settings, environment: Mapping[str, str], jobs_file: Path, 
     finally:
         queue.close()
     return _report(manifests, out)
+
+
+def _refuse_overwriting(jobs: list[BatchJob], jobs_file: Path, out: Path) -> None:
+    """Results must not replace what they are made from. Raises InvalidInput."""
+    targets = {(out / f"{job.name}{ending}").resolve() for job in jobs for ending in (".json", ".mp4")}
+    sources = {jobs_file.resolve()}
+    for job in jobs:
+        values = (value for value in job.input.values() if isinstance(value, str))
+        sources |= {
+            (job.folder / value).resolve() for value in values if len(value) < LONGEST_PATH and value.isprintable()
+        }
+    if clash := sorted(targets & sources):
+        raise InvalidInput(f"--out {out}: the results would overwrite {clash[0]}; choose another folder")
 
 
 def _run(batch: Batch, jobs: list[BatchJob], supervisor: Supervisor) -> list[Manifest]:

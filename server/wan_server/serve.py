@@ -34,6 +34,7 @@ class DrainingServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.app.state.draining.set()
         super().handle_exit(sig, frame)
+        self._captured_signals.clear()  # uvicorn would raise it again at the end, and the worker would be left behind
 
 
 def serve(settings: Settings, environment: Mapping[str, str], *, with_worker: bool) -> int:

@@ -6,7 +6,7 @@ Knows the store and the renderer, not the queue: `workflow.py` turns the stages 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -131,6 +131,13 @@ class Stages:
         """Remove everything that only a running job needs."""
         self.files.scratch_clear(job.id)
         shutil.rmtree(self._folder(job), ignore_errors=True)
+
+    def sweep(self, is_over: Callable[[str], bool]) -> None:
+        """Remove what jobs left behind that ended while this machine was not looking."""
+        for folder in (self.settings.data_dir / "work").glob("*"):
+            if is_over(folder.name):
+                self.files.scratch_clear(folder.name)
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _fetch(self, job: Job, role: str, url: str) -> FileRecord:
         limit = media.LIMITS[role].max_size

@@ -47,7 +47,8 @@ class Supervisor:
                 process.wait(STOP_S)
             except subprocess.TimeoutExpired:
                 process.kill()
-        self._thread.join(STOP_S)
+        if self._thread.is_alive():
+            self._thread.join(STOP_S)
 
     def _run(self) -> None:
         pause_s = FIRST_PAUSE_S
@@ -67,7 +68,11 @@ class Supervisor:
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
     def _run_once(self) -> int:
-        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, env=self.environment)
+        try:
+            self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, env=self.environment)
+        except OSError as error:
+            logger.error("the worker cannot be started: %s", error)
+            return EXIT_CANNOT_START
         try:
             return self.process.wait()
         finally:

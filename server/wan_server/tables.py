@@ -187,6 +187,18 @@ class Workers:
         except IntegrityError:  # another process inserted it in between
             self._update(values)
 
+    def claim(self, row: WorkerRow, fresh_s: float, is_gone: Callable[[WorkerRow], bool]) -> WorkerRow | None:
+        """Enter under a name that nobody else uses. Returns the worker that holds it; None when it is ours now."""
+        same = workers.c.executor_id == row.executor_id
+        with exclusive(self.engine) as connection:
+            found = connection.execute(select(workers).where(same)).mappings().first()
+            holder = None if found is None else WorkerRow(**found)
+            if holder and holder.heartbeat_at >= self.clock() - fresh_s and not is_gone(holder):
+                return holder
+            connection.execute(delete(workers).where(same))
+            connection.execute(insert(workers).values(**asdict(row)))
+        return None
+
     def list(self, fresh_s: float) -> list[WorkerRow]:
         """Workers whose last heartbeat is at most `fresh_s` old, the oldest worker first."""
         query = select(workers).where(workers.c.heartbeat_at >= self.clock() - fresh_s)
@@ -194,10 +206,11 @@ class Workers:
             rows = connection.execute(query.order_by(workers.c.started_at)).mappings()
             return [WorkerRow(**row) for row in rows]
 
-    def remove(self, executor_id: str) -> None:
-        """Forget a worker."""
+    def remove(self, executor_id: str, pid: int) -> None:
+        """Forget a worker, unless another process has taken its name."""
+        ours = (workers.c.executor_id == executor_id) & (workers.c.pid == pid)
         with self.engine.begin() as connection:
-            connection.execute(delete(workers).where(workers.c.executor_id == executor_id))
+            connection.execute(delete(workers).where(ours))
 
     def _update(self, values: dict[str, Any]) -> bool:
         same = workers.c.executor_id == values["executor_id"]

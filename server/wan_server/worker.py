@@ -13,18 +13,20 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer
 from dbos import error as dbos_error
 from dbos._recovery import recover_pending_workflows  # keeps the count of attempts, unlike resume_workflows
+from sqlalchemy.exc import SQLAlchemyError
 
 from wan_pipelines.errors import CheckpointError, ProfileError
 from wan_pipelines.profile import Profile, load_profile
 from wan_server.files import FileStore
 from wan_server.progress import Pace
-from wan_server.queue import APPLICATION, RENDER_QUEUE, WEBHOOK_QUEUE, WORKFLOW_VERSION, JobQueue
+from wan_server.queue import APPLICATION, WEBHOOK_QUEUE, WORKFLOW_VERSION, JobQueue, render_queue_of
 from wan_server.settings import Settings
 from wan_server.stages import Stages
 from wan_server.tables import WorkerRow, Workers
@@ -58,38 +60,41 @@ class Heartbeat:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
-    def start(self) -> None:
-        self.beat()
+    def start(self, timeout_s: float) -> None:
+        """Enter the list of workers. Waits for an earlier worker of the same name to leave. Raises CannotStart."""
+        deadline = time.monotonic() + 2 * timeout_s + STOP_GRACE_S
+        while holder := self.workers.claim(self.row(), timeout_s, _is_gone):
+            if self.stopping.is_set() or time.monotonic() > deadline:
+                raise CannotStart(f"another worker is running under the name {self.name} (pid {holder.pid})")
+            time.sleep(0.2)
         self._thread.start()
 
-    def beat(self) -> None:
-        """Write the row now."""
-        self.workers.beat(
-            WorkerRow(
-                executor_id=self.name,
-                host=socket.gethostname(),
-                pid=os.getpid(),
-                state="stopping" if self.stopping.is_set() else self.state,
-                model=self.model,
-                device=self.device,
-                job=self.job,
-                started_at=self.started_at,
-                heartbeat_at=time.time(),
-            )
+    def row(self) -> WorkerRow:
+        """What is said about this worker now."""
+        return WorkerRow(
+            executor_id=self.name,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            state="stopping" if self.stopping.is_set() else self.state,
+            model=self.model,
+            device=self.device,
+            job=self.job,
+            started_at=self.started_at,
+            heartbeat_at=time.time(),
         )
 
     def ready(self, device: str) -> None:
         self.state, self.device = "ready", device
-        self.beat()
+        self._try_beat()
 
     def take(self, job_id: str) -> None:
         self.job = job_id
-        self.beat()
+        self._try_beat()
 
     def release(self, job_id: str) -> None:
         if self.job == job_id:
             self.job = None
-            self.beat()
+            self._try_beat()
 
     def is_stopping(self) -> bool:
         return self.stopping.is_set()
@@ -98,11 +103,18 @@ class Heartbeat:
         """Stop the thread and leave the list of workers."""
         self._ended.set()
         self._thread.join(timeout=self.every_s + 1)
-        self.workers.remove(self.name)
+        self.workers.remove(self.name, os.getpid())
 
     def _run(self) -> None:
         while not self._ended.wait(self.every_s):
-            self.beat()
+            self._try_beat()
+
+    def _try_beat(self) -> None:
+        """A database that is away for a moment must not end the heart."""
+        try:
+            self.workers.beat(self.row())
+        except SQLAlchemyError as error:
+            logger.warning("no heartbeat: %s", error)
 
 
 def run_worker(settings: Settings, name: str, *, supervised: bool = False) -> int:
@@ -110,15 +122,12 @@ def run_worker(settings: Settings, name: str, *, supervised: bool = False) -> in
     try:
         profile = load_profile(settings.model, settings.configs)
         queue = JobQueue(settings)
-        _refuse_double(queue, name)
+        desk = Heartbeat(queue.workers, name, profile.name, settings.device, settings.heartbeat_s)
+        _stop_on_signals(desk.stopping, supervised)
+        desk.start(settings.heartbeat_timeout_s)
     except (CannotStart, ProfileError) as error:
         logger.error("the worker cannot start: %s", error)
         return EXIT_CANNOT_START
-    desk = Heartbeat(queue.workers, name, profile.name, settings.device, settings.heartbeat_s)
-    _stop_on_signals(desk.stopping)
-    if supervised:
-        threading.Thread(target=_stop_at_eof, args=(desk.stopping,), name="parent", daemon=True).start()
-    desk.start()
     try:
         return _work(settings, profile, queue, desk)
     finally:
@@ -135,16 +144,21 @@ def _work(settings: Settings, profile: Profile, queue: JobQueue, desk: Heartbeat
     except (CheckpointError, CannotStart) as error:
         logger.error("the worker cannot start: %s", error)
         return EXIT_CANNOT_START
+    if desk.is_stopping():
+        return 0
     stages = Stages(settings, FileStore(settings), profile, renderer)
+    stages.sweep(queue.is_over)
     dbos = launch(settings, desk.name, JobRunner(settings, stages, queue, desk, Pace()))
     desk.ready(device)
     logger.info("worker %s is ready: model %s on %s", desk.name, profile.name, device)
-    started = time.time()
     while not desk.stopping.wait(settings.heartbeat_s):
-        adopt(dbos, queue, desk.name)
-        for job in queue.dead_letters(started):
-            queue.announce(job)
+        try:
+            adopt(dbos, queue, desk.name)
+        except SQLAlchemyError as error:
+            logger.warning("the database does not answer: %s", error)
     _let_go(desk)
+    if desk.job is not None:
+        queue.note_stop(desk.job)
     return 0
 
 
@@ -162,9 +176,10 @@ def launch(settings: Settings, name: str, runner: JobRunner) -> DBOS:
     dbos = DBOS(config=config)
     runner.register()
     logging.getLogger("dbos").addFilter(_is_news)
-    DBOS.listen_queues([RENDER_QUEUE, WEBHOOK_QUEUE])
+    render_queue = render_queue_of(settings.model)
+    DBOS.listen_queues([render_queue, WEBHOOK_QUEUE])
     DBOS.launch()
-    for queue, at_once in ((RENDER_QUEUE, 1), (WEBHOOK_QUEUE, WEBHOOKS_AT_ONCE)):
+    for queue, at_once in ((render_queue, 1), (WEBHOOK_QUEUE, WEBHOOKS_AT_ONCE)):
         DBOS.register_queue(
             queue,
             worker_concurrency=at_once,
@@ -199,30 +214,29 @@ def weights_folder(settings: Settings, profile: Profile) -> Path:
     return settings.weights / profile.name
 
 
-def _refuse_double(queue: JobQueue, name: str) -> None:
-    for worker in queue.live_workers():
-        if worker.executor_id == name and worker.pid != os.getpid() and _is_alive(worker):
-            raise CannotStart(f"another worker is running under the name {name} (pid {worker.pid})")
-
-
-def _is_alive(worker: WorkerRow) -> bool:
+def _is_gone(worker: WorkerRow) -> bool:
+    """Whether the process certainly no longer runs; on another machine only its heartbeat can tell."""
     if worker.host != socket.gethostname():
-        return True
+        return False
     try:
         os.kill(worker.pid, 0)
     except ProcessLookupError:
-        return False
-    except PermissionError:
         return True
-    return True
+    except PermissionError:
+        return False
+    return False
 
 
-def _stop_on_signals(stopping: threading.Event) -> None:
+def _stop_on_signals(stopping: threading.Event, supervised: bool) -> None:
+    """A supervised worker leaves Ctrl-C to its supervisor, and stops when the supervisor is gone."""
+
     def stop(_signal: int, _frame: Any) -> None:
         stopping.set()
 
     signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN if supervised else stop)
+    if supervised:
+        threading.Thread(target=_stop_at_eof, args=(stopping,), name="parent", daemon=True).start()
 
 
 def _stop_at_eof(stopping: threading.Event) -> None:
@@ -241,6 +255,8 @@ def _let_go(desk: Heartbeat) -> None:
 
 def leave(status: int) -> NoReturn:
     """End the process without waiting for threads: a denoise step may take seconds, and the queue keeps the job."""
+    if sys.exc_info()[0] is not None:
+        traceback.print_exc()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -23,12 +23,16 @@ from wan_server.job import Event, Job
 from wan_server.output import Ingredients
 from wan_server.progress import Pace, Reporter
 from wan_server.queue import PROGRESS_STREAM, RENDER_WORKFLOW, WEBHOOK_WORKFLOW, JobQueue
+from wan_server.records import given_up
 from wan_server.settings import Settings
 from wan_server.stages import Stages
 from wan_server.worker_process import EXIT_DEVICE_FAULT
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+
+#: attempts are counted by us, because a clean stop must not count; DBOS's own limit stays out of the way
+NO_LIMIT: Final = 10_000
 
 #: a cancelled job ends when its worker has finished the step it was in, which may take a minute at full size
 TERMINAL_WAIT_S: Final = 600.0
@@ -64,9 +68,8 @@ class JobRunner:
 
     def register(self) -> None:
         """Make the workflows known to DBOS. Call once, before its launch."""
-        attempts = self.settings.max_attempts - 1
 
-        @DBOS.workflow(name=RENDER_WORKFLOW, max_recovery_attempts=attempts)
+        @DBOS.workflow(name=RENDER_WORKFLOW, max_recovery_attempts=NO_LIMIT)
         def render(data: dict[str, Any]) -> dict[str, Any]:
             return self.render(Job.from_json(data))
 
@@ -78,10 +81,14 @@ class JobRunner:
         """All stages in order. Failure ends the task, a stop or a lost worker does not."""
         self.desk.take(job.id)
         try:
+            self._refuse_poison(job)
             output = self._stages(job)
         except (JobFailed, PortableWorkflowError):
             self.stages.discard(job)
             self.queue.announce(job)
+            raise
+        except WorkerStopping:
+            self.queue.note_stop(job.id)
             raise
         except (dbos_error.DBOSWorkflowCancelledError, dbos_error.DBOSWorkflowConflictIDError):
             if self.queue.is_cancelled(job.id):
@@ -91,6 +98,12 @@ class JobRunner:
             self.desk.release(job.id)
         self.queue.announce(job)
         return output
+
+    def _refuse_poison(self, job: Job) -> None:
+        """A job that has killed enough workers fails, in the same way as any other."""
+        allowed = self.settings.max_attempts
+        if self.queue.attempts(job.id) > allowed:
+            raise JobFailed(given_up(allowed))
 
     def _stages(self, job: Job) -> dict[str, Any]:
         stages = self.stages
