@@ -43,6 +43,14 @@ def test_a_made_key_closes_loopback(tmp_path: Path, keys: KeyStore):
         authenticate(settings, keys, None)
 
 
+def test_a_locked_server_does_not_open_with_its_last_key(tmp_path: Path, keys: KeyStore):
+    token, record = keys.create("laptop")
+    keys.revoke(record.id[:8])
+    for header in (None, f"Bearer {token}"):
+        with pytest.raises(Unauthorized):
+            authenticate(make_settings(tmp_path), keys, header)
+
+
 def test_the_network_never_gets_in_without_keys(tmp_path: Path, keys: KeyStore):
     settings = make_settings(tmp_path, host="0.0.0.0")
     with pytest.raises(Unauthorized):

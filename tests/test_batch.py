@@ -66,6 +66,7 @@ def test_the_digest_follows_input_and_bytes(tmp_path: Path) -> None:
     image = tmp_path / "a.png"
     image.write_bytes(b"one")
     (job,) = read_jobs(write(tmp_path / "job.json", {"first_frame": "a.png", "seed": 1}))
+    assert job.digest("tiny") != job.digest("tiny-ti2v")
     (same,) = read_jobs(write(tmp_path / "other.json", {"seed": 1, "first_frame": "a.png"}))
     assert job.digest("tiny") == same.digest("tiny")
     (seeded,) = read_jobs(write(tmp_path / "job.json", {"first_frame": "a.png", "seed": 2}))
@@ -92,5 +93,17 @@ def test_an_unreadable_manifest_counts_as_none(tmp_path: Path, text: str) -> Non
 
 def test_inline_media_is_no_path(tmp_path: Path) -> None:
     (job,) = read_jobs(write(tmp_path / "job.json", {"first_frame": "QUJD" * 5000}))
-    with pytest.raises(InvalidInput, match="there is no file QUJD"):
+    assert job.local_media() == {}
+
+
+def test_a_text_too_long_for_a_name_is_an_absent_file(tmp_path: Path) -> None:
+    (job,) = read_jobs(write(tmp_path / "job.json", {"first_frame": "a b" * 5000}))
+    with pytest.raises(InvalidInput, match="there is no file a b"):
         job.local_media()
+
+
+def test_a_file_name_that_is_no_job_name_is_made_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "my job (1).json", {"prompt": "a\u2028b"})
+    path.write_text("\ufeff" + path.read_text())
+    (job,) = read_jobs(path)
+    assert (job.name, job.input["prompt"]) == ("my-job-1", "a\u2028b")

@@ -51,12 +51,14 @@ def test_the_models_are_listed_with_what_they_need(tmp_path: Path) -> None:
         (("serve", "--model", "nothing"), {}, "nothing"),
         (("serve", "--port", "99999"), {}, "WANBOX_PORT"),
         (("serve",), {"WANBOX_PROT": "1"}, "WANBOX_PROT"),
+        (("serve", "--data-dir", "/dev/null/x"), {}, "WANBOX_DATA_DIR"),
     ],
 )
 def test_a_start_that_cannot_go_well_is_refused(
     tmp_path: Path, words: tuple[str, ...], environment: dict[str, str], message: str
 ) -> None:
-    refused = wanbox(*words, "--data-dir", str(tmp_path), **environment)
+    given = words if "--data-dir" in words else (*words, "--data-dir", str(tmp_path))
+    refused = wanbox(*given, **environment)
     assert refused.returncode == 2
     assert message in refused.stderr
     assert "Traceback" not in refused.stderr

@@ -123,6 +123,18 @@ def test_a_job_that_kills_its_worker_is_given_up(box: Box, first_frame: Path) ->
 
 
 @pytest.mark.slow
+def test_a_worker_that_is_stopped_costs_its_job_no_attempt(box: Box, first_frame: Path) -> None:
+    job = run(box.server, first_frame, duration=5)
+    for _ in range(2):  # as many as would be too many
+        wait(box.server, job, lambda _: [worker.job for worker in workers(box.data)] == [job])
+        (worker,) = workers(box.data)
+        os.kill(worker.pid, signal.SIGTERM)
+        wait(box.server, job, lambda _, pid=worker.pid: pid not in [w.pid for w in workers(box.data)])
+    ended = wait(box.server, job, has_ended)
+    assert (ended["status"], ended["error"]) == (10, None)
+
+
+@pytest.mark.slow
 def test_everything_killed_goes_on_after_a_start(tmp_path: Path, first_frame: Path) -> None:
     data = tmp_path / "data"
     with running_server(data, settings=SETTINGS) as server:

@@ -409,3 +409,23 @@ def test_tls_verifies_the_name_of_a_pinned_address(tmp_path, certificate):
             fetch(f"https://other.test:{port}/", tmp_path / "x", network=network, **LIMITS)
     assert (tmp_path / "out").read_bytes() == b"safe"
     assert not (tmp_path / "x").exists()
+
+
+def test_a_silent_server_does_not_keep_anybody_from_changing_his_mind(tmp_path: Path):
+    class Cancelled(BaseException):
+        pass
+
+    beats: list[float] = []
+
+    def beat() -> None:
+        beats.append(time.monotonic())
+        if len(beats) > 4:
+            raise Cancelled
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and never answers
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/a.png"
+        began = time.monotonic()
+        with pytest.raises(Cancelled):
+            fetch(url, tmp_path / "a.png", max_bytes=100, timeout_s=60, allow_private=True, beat=beat)
+    assert time.monotonic() - began < 10
+    assert list(tmp_path.iterdir()) == []

@@ -56,6 +56,14 @@ def test_a_batch_is_rendered_resumed_and_mended(tmp_path: Path) -> None:
     assert manifest(out, "good") == made
 
 
+def test_results_never_overwrite_what_they_are_made_from(tmp_path: Path) -> None:
+    jobs = write(tmp_path / "job.json", {"prompt": "a sea"})
+    refused = render(jobs, tmp_path)
+    assert refused.returncode == 2
+    assert "would overwrite" in refused.stderr
+    assert json.loads(jobs.read_text()) == {"prompt": "a sea"}
+
+
 def test_an_unreadable_batch_is_refused_at_once(tmp_path: Path) -> None:
     refused = render(write(tmp_path / "jobs.jsonl"), tmp_path / "out")
     assert refused.returncode == 2

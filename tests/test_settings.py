@@ -43,6 +43,11 @@ def test_bad_values_are_named_all_at_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert "WANBOX_DEVICE" in str(caught.value)
 
 
+def test_a_heartbeat_slower_than_its_timeout_is_refused() -> None:
+    with pytest.raises(SettingsError, match="three times heartbeat_s"):
+        load_settings(heartbeat_s=10, heartbeat_timeout_s=20)
+
+
 def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANBOX_API_KEYS", "one, two")
     assert load_settings().api_keys == ("one", "two")

@@ -46,6 +46,7 @@ def create_app(
     )
     app.state.services = make_services(settings, queue, files_store, engine, pace or Pace())
     app.state.draining = app.state.services.draining
+    app.state.worker_trouble = lambda: None  # why there is no worker and will be none; `serve` knows
     install_errors(app)
     install_middleware(app, settings)
     for module in (health, apps, tasks, files, sessions):

@@ -29,13 +29,13 @@ def require_keys_unless_loopback(settings: Settings, keys: KeyStore) -> None:
 def authenticate(settings: Settings, keys: KeyStore, authorization: str | None) -> Principal:
     """Who sent this `Authorization` header. Raises Unauthorized.
 
-    A loopback server without any key takes everybody for the developer at its keyboard.
+    A loopback server that never had a key takes everybody for the developer at its keyboard.
     """
     scheme, _, token = (authorization or "").partition(" ")
     token = token.strip() if scheme.lower() == "bearer" else ""
     if token and (principal := match_configured(settings.api_keys, token) or keys.verify(token)):
         return principal
-    if settings.is_loopback and not settings.api_keys and not keys.has_keys():
+    if settings.is_loopback and not settings.api_keys and not keys.had_keys():
         return LOCAL
     raise Unauthorized("the API key is unknown or revoked" if token else None)
 

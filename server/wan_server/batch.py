@@ -17,6 +17,8 @@ Json = dict[str, Any]
 
 DEFAULT_APP: Final = "alibaba/wan-2-7-i2v"
 _NAME: Final = re.compile(r"[\w][\w.-]{0,99}")
+_NO_NAME: Final = re.compile(r"[^\w.-]+")
+_BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]{64,}={0,2}")
 _URL: Final = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 HASH_CHUNK: Final = 1 << 20
 
@@ -39,6 +41,8 @@ class BatchJob:
                 continue
             path = self.folder / Path(value).expanduser()
             if not _is_file(path):
+                if _BASE64.fullmatch(value):
+                    continue
                 raise InvalidInput(f"input.{role}: there is no file {value[:100]}")
             found[role] = path
         return found
@@ -97,10 +101,11 @@ def read_jobs(path: Path) -> list[BatchJob]:
     A job is an input as for POST /apps/run, or an object with `input` and, if wanted, `app` and `name`.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{path}: cannot be read ({error})") from None
-    entries = _lines(text, path.stem) if path.suffix == ".jsonl" else [(path.stem, "", text)]
+    stem = _NO_NAME.sub("-", path.stem).strip("-.")[:80] or "job"
+    entries = _lines(text, stem) if path.suffix == ".jsonl" else [(stem, "", text)]
     jobs = [_job(entry, name, path, where) for name, where, entry in entries]
     seen: set[str] = set()
     for job in jobs:
@@ -113,7 +118,7 @@ def read_jobs(path: Path) -> list[BatchJob]:
 
 
 def _lines(text: str, stem: str) -> Iterator[tuple[str, str, str]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield f"{stem}-{number:04d}", f" line {number}", line
 

@@ -135,7 +135,12 @@ def _settings(**given: Any) -> Settings:
     )
     for chatty in ("dbos", "httpx", "uvicorn.error"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"WANBOX_DATA_DIR: cannot be used ({error})") from None
+    if not os.access(settings.data_dir, os.W_OK):
+        raise SettingsError(f"WANBOX_DATA_DIR: cannot be written ({settings.data_dir})")
     return settings
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,9 +59,13 @@ def fetch(
     timeout_s: float,
     allow_private: bool = False,
     network: Network = SYSTEM,
+    beat: Callable[[], None] | None = None,
 ) -> Fetched:
-    """Downloads `url` into `dest`, which appears only when it is complete. Raises FetchRefused, FetchFailed."""
-    deadline = Deadline(timeout_s)
+    """Downloads `url` into `dest`, which appears only when it is complete. Raises FetchRefused, FetchFailed.
+
+    `beat` is called about once a second and may raise to stop the download.
+    """
+    deadline = Deadline(timeout_s, beat)
     with _translated(), _pool(PinnedBackend(network, allow_private, deadline)) as pool:
         for _ in range(MAX_REDIRECTS + 1):
             target = _parse(url)

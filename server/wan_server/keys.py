@@ -72,7 +72,7 @@ class KeyStore:
 
     def revoke(self, id_or_prefix: str) -> KeyRecord:
         """Refuse the key from now on. Raises NotFound unless exactly one key has this id or prefix."""
-        found = [key for key in self.list() if id_or_prefix in (key.id, key.prefix)]
+        found = [key for key in self.list() if key.prefix == id_or_prefix or key.id.startswith(id_or_prefix)]
         if len(found) != 1:
             raise NotFound(f"{len(found) or 'no'} keys have the id or prefix {id_or_prefix}")
         unrevoked = (api_keys.c.id == found[0].id) & api_keys.c.revoked_at.is_(None)
@@ -90,6 +90,11 @@ class KeyStore:
         if (found["last_used_at"] or 0) < self.clock() - USED_EVERY_S:
             self._touch(found["id"])
         return Principal(found["id"])
+
+    def had_keys(self) -> bool:
+        """Whether any key was ever made: a server that has been locked does not open by itself."""
+        with self.engine.connect() as connection:
+            return bool(connection.scalar(select(func.count()).select_from(api_keys)))
 
     def has_keys(self) -> bool:
         """Whether any key was ever made and not revoked."""

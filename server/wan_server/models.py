@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from wan_pipelines.profile import Profile, list_profiles
 from wan_server.settings import Settings
@@ -23,7 +23,9 @@ SMI_TIMEOUT_S: Final = 10
 def print_models(settings: Settings) -> None:
     """One row per profile."""
     memory = gpu_memory_gib()
-    table = Table("model", "weights", "licence", "takes", "up to", "installed", "this machine", box=None)
+    table = Table(
+        Column("model", no_wrap=True), "weights", "licence", "takes", "up to", "installed", "this machine", box=None
+    )
     for profile in list_profiles(settings.configs):
         table.add_row(
             profile.name,
@@ -70,7 +72,7 @@ def gpu_memory_gib() -> list[float]:
 
 def print_keys(records: list[KeyRecord]) -> None:
     """One row per key; the secret is not known here."""
-    table = Table("id", "name", "begins with", "created", "last used", "revoked", box=None)
+    table = Table(Column("id", no_wrap=True), "name", "begins with", "created", "last used", "revoked", box=None)
     for record in records:
         stamps = (record.created_at, record.last_used_at, record.revoked_at)
         table.add_row(record.id, record.name, record.prefix, *(_day(stamp) for stamp in stamps))

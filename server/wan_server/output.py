@@ -14,6 +14,8 @@ Json = dict[str, Any]
 
 #: differences of less than two video frames are not worth a word
 SOUND_SLACK_S: Final = 0.1
+#: share of an image that may go in rounding sizes to what the encoder takes
+CROP_SLACK: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +94,21 @@ def not_honoured(job: Job, made: Ingredients, plan: RenderPlan) -> list[str]:
             f"input.resolution: the model worked at {plan.sample_width}x{plan.sample_height}; "
             f"the frames were brought to {plan.width}x{plan.height}"
         )
+    notes += _crop_notes(made.prepared["probes"], plan)
     if sound := made.prepared["probes"].get("driving_audio"):
         notes += _sound_notes(sound["seconds"], plan.seconds)
+    return notes
+
+
+def _crop_notes(probes: Json, plan: RenderPlan) -> list[str]:
+    """Images of another shape than the video are scaled to fill it and lose their edges."""
+    notes = []
+    for role in ("first_frame", "last_frame"):
+        if probe := probes.get(role):
+            shown = probe["width"] / probe["height"] * plan.height / plan.width
+            lost = 1 - min(shown, 1 / shown)
+            if lost > CROP_SLACK:
+                notes.append(f"input.{role}: has another shape than the video; {lost:.0%} of it was cut off")
     return notes
 
 

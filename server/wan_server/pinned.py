@@ -20,6 +20,8 @@ import httpcore
 from wan_server.errors import InvalidInput
 
 MAX_ADDRESSES = 4  # tried one after the other
+#: seconds of silence on a socket after which somebody may have changed his mind
+READ_SLICE_S = 1.0
 NAT64 = IPv6Network("64:ff9b::/96")
 
 
@@ -80,13 +82,15 @@ def checked_addresses(host: str, port: int, network: Network, allow_private: boo
 
 
 class Deadline:
-    """The moment at which a whole exchange must be over."""
+    """The moment at which a whole exchange must be over. `beat` is called about once a second and may raise."""
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, beat: Callable[[], None] | None = None) -> None:
         self._at = time.monotonic() + timeout_s
+        self._beat = beat or (lambda: None)
 
     def left(self, timeout: float | None = None) -> float:
         """Seconds left, at most `timeout`; raises httpcore.ReadTimeout when there are none."""
+        self._beat()
         left = self._at - time.monotonic()
         if left <= 0:
             raise httpcore.ReadTimeout
@@ -126,7 +130,14 @@ class TimedStream(httpcore.NetworkStream):
         self._stream, self._deadline = stream, deadline
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, self._deadline.left(timeout))
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                return self._stream.read(max_bytes, self._deadline.left(READ_SLICE_S))
+            except httpcore.ReadTimeout:
+                self._deadline.left()
+                if until is not None and time.monotonic() > until:
+                    raise
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         self._stream.write(buffer, self._deadline.left(timeout))

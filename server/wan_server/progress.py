@@ -73,14 +73,18 @@ class Reporter:
         self.began = clock()
         self.first_step: tuple[float, int] | None = None
         self.written_at = self.began
+        self.checked_at = float("-inf")
 
     def start(self) -> None:
         """Say that the phase begins."""
         self.write(self._event(self.phase.text, self.phase.starts))
 
     def beat(self) -> None:
-        """Between pieces of work: only notice a cancel."""
-        self.check()
+        """Between pieces of work: only notice a cancel, a few times a second at most."""
+        now = self.clock()
+        if now - self.checked_at >= LINE_EVERY_S:
+            self.checked_at = now
+            self.check()
 
     def step(self, step: int, steps: int) -> None:
         """`step` of `steps` is done."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
-from PIL import Image
+from PIL import Image, ImageOps
 from pydantic import BaseModel, ValidationError
 
 from wan_server.settings import Settings
@@ -102,7 +102,7 @@ def _user_content(prompt: str, image: Path | None) -> str | list[dict[str, Any]]
 
 def _data_url(path: Path) -> str:
     with Image.open(path) as image:
-        small = image.convert("RGB")
+        small = ImageOps.exif_transpose(image).convert("RGB")
     small.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)

@@ -40,6 +40,7 @@ from wan_server.records import (
 from wan_server.settings import Settings
 from wan_server.status import TaskStatus
 from wan_server.tables import WorkerRow, Workers, make_engine, teach_sqlite_subseconds
+from wan_server.worker_process import is_gone
 
 APPLICATION: Final = "wanbox"
 #: bump when the workflow's steps change: jobs of another version are left to workers of that version
@@ -123,9 +124,14 @@ class JobQueue:
         more = Cursor.at(rows[limit - 1]).encode() if len(rows) > limit else None
         return JobPage([self._state(row) for row in rows[:limit]], more)
 
-    def waiting(self) -> int:
-        """Jobs that no worker has taken yet."""
-        return len(self._rows(WAITING))
+    def waiting(self, *, delayed: bool = False) -> int:
+        """Jobs that wait for a worker, or for their `run_at`."""
+        return len(self._rows(["DELAYED" if delayed else "ENQUEUED"]))
+
+    def files_in_use(self) -> set[str]:
+        """Ids of the files that waiting and running jobs need."""
+        rows = self.client.list_workflows(name=RENDER_WORKFLOW, status=[*WAITING, "PENDING"], load_output=False)
+        return {file_id for row in rows for file_id in job_of(row).files.values()}
 
     def cancel(self, job_id: str) -> JobState:
         """Cancel a job: a queued one at once, a running one within a denoise step. Raises InvalidTransition."""
@@ -197,8 +203,9 @@ class JobQueue:
         ]
 
     def live_workers(self) -> builtins.list[WorkerRow]:
-        """Workers with a fresh heartbeat."""
-        return self.workers.list(fresh_s=self.settings.heartbeat_timeout_s)
+        """Workers with a fresh heartbeat, but those of this machine that have just died."""
+        fresh = self.workers.list(fresh_s=self.settings.heartbeat_timeout_s)
+        return [worker for worker in fresh if not is_gone(worker)]
 
     def _workflow(self, job_id: str) -> WorkflowStatus:
         rows = self.client.list_workflows(workflow_ids=[job_id], name=RENDER_WORKFLOW)

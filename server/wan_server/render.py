@@ -117,7 +117,10 @@ def render(settings: Settings, environment: Mapping[str, str], jobs_file: Path, 
     """
     jobs = read_jobs(jobs_file)
     _refuse_overwriting(jobs, jobs_file, out)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"--out {out}: cannot be used ({error})") from None
     settings = settings.model_copy(update={"max_queue": len(jobs) + settings.max_queue})
     queue = JobQueue(settings)
     files = FileStore(settings, queue.engine)

@@ -54,6 +54,7 @@ def serve(settings: Settings, environment: Mapping[str, str], *, with_worker: bo
         server_header=False,
     )
     if supervisor is not None:
+        app.state.worker_trouble = lambda: supervisor.given_up
         supervisor.start()
     try:
         DrainingServer(config, app).run()

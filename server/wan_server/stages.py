@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from wan_pipelines.plan import PlanError, PlanRequest, RenderPlan, make_plan
 from wan_pipelines.profile import Profile
 from wan_server import media
-from wan_server.errors import InvalidInput, WanboxError
+from wan_server.errors import InvalidInput, NotFound, WanboxError
 from wan_server.fetch import fetch
 from wan_server.files import FileRecord, FileStore
 from wan_server.inputs import examine
@@ -47,8 +47,7 @@ class Stages:
         """Fetch what is remote, examine all media. Returns `{files: {role: id}, probes: {role: probe}, notes}`."""
         files = dict(job.files)
         for role, url in job.remote.items():
-            files[role] = self._fetch(job, role, url).id
-            report.beat()
+            files[role] = self._fetch(job, role, url, report.beat).id
         probes = {role: self._examine(role, file_id) for role, file_id in files.items()}
         notes = [note for role, probe in probes.items() for note in media.notes(role, probe)]
         return {"files": files, "probes": {role: p.to_json() for role, p in probes.items()}, "notes": notes}
@@ -139,7 +138,7 @@ class Stages:
                 self.files.scratch_clear(folder.name)
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _fetch(self, job: Job, role: str, url: str) -> FileRecord:
+    def _fetch(self, job: Job, role: str, url: str, beat: Callable[[], None]) -> FileRecord:
         limit = media.LIMITS[role].max_size
         with self._work(job) as work:
             target = work / f"fetched-{role}"
@@ -150,6 +149,7 @@ class Stages:
                     max_bytes=limit,
                     timeout_s=self.settings.fetch_timeout_s,
                     allow_private=self.settings.allow_private_urls,
+                    beat=beat,
                 )
             except WanboxError as error:
                 raise InvalidInput(f"input.{role}: {error}") from None
@@ -158,7 +158,10 @@ class Stages:
             )
 
     def _examine(self, role: str, file_id: str) -> Probe:
-        probe = examine(self.files, self.files.get(file_id))
+        try:
+            probe = examine(self.files, self.files.get(file_id))
+        except NotFound as error:
+            raise InvalidInput(f"input.{role}: {error} (any more)") from None
         if problems := media.check(role, probe):
             raise InvalidInput(f"input.{role}: {'; '.join(problems)}")
         return probe

@@ -72,9 +72,10 @@ class Submitter:
         fingerprint = _digest(submission.body)
         if submission.idempotency_key is not None and (earlier := self._find(job_id)):
             return _same_request(earlier, fingerprint)
-        if self.queue.waiting() >= self.settings.max_queue:
-            raise TooManyRequests(f"{self.settings.max_queue} tasks are waiting already; try again later", 30)
         options, run_at = self._options(request, ref, submission, fingerprint)
+        is_delayed = run_at is not None and run_at > self.clock()
+        if self.queue.waiting(delayed=is_delayed) >= self.settings.max_queue:
+            raise TooManyRequests(f"{self.settings.max_queue} tasks are waiting already; try again later", 30)
         job = self._job(job_id, app, request, submission, options)
         return _same_request(self.queue.submit(job, run_at), fingerprint)
 

@@ -18,7 +18,7 @@ def check_url(url: str, field: str, *, allow_private: bool) -> None:
     if len(url) > MAX_LENGTH:
         raise InvalidInput(f"{field}: must have at most {MAX_LENGTH} characters (got {len(url)})")
     parts = _split(url)
-    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable():
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or not _is_plain(url):
         raise InvalidInput(f"{field}: must be an http(s) URL (got {shorten(url)})")
     if parts.username is not None or parts.password is not None:
         raise InvalidInput(f"{field}: must not carry a user name or password")
@@ -46,6 +46,10 @@ def host_of(url: str) -> str:
 def shorten(text: str, limit: int = 60) -> str:
     """The text in quotes, cut to a length that fits into a message."""
     return repr(text if len(text) <= limit else text[: limit - 3] + "...")
+
+
+def _is_plain(url: str) -> bool:
+    return url.isprintable() and not any(letter.isspace() for letter in url)
 
 
 def _split(url: str) -> SplitResult | None:

@@ -30,7 +30,7 @@ from wan_server.queue import APPLICATION, WEBHOOK_QUEUE, WORKFLOW_VERSION, JobQu
 from wan_server.settings import Settings
 from wan_server.stages import Stages
 from wan_server.tables import WorkerRow, Workers
-from wan_server.worker_process import EXIT_CANNOT_START
+from wan_server.worker_process import EXIT_CANNOT_START, is_gone
 from wan_server.workflow import JobFailed, JobRunner
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Heartbeat:
     def start(self, timeout_s: float) -> None:
         """Enter the list of workers. Waits for an earlier worker of the same name to leave. Raises CannotStart."""
         deadline = time.monotonic() + 2 * timeout_s + STOP_GRACE_S
-        while holder := self.workers.claim(self.row(), timeout_s, _is_gone):
+        while holder := self.workers.claim(self.row(), timeout_s, is_gone):
             if self.stopping.is_set() or time.monotonic() > deadline:
                 raise CannotStart(f"another worker is running under the name {self.name} (pid {holder.pid})")
             time.sleep(0.2)
@@ -212,19 +212,6 @@ def pick_device(wish: str) -> str:
 def weights_folder(settings: Settings, profile: Profile) -> Path:
     """Where the profile's weights lie."""
     return settings.weights / profile.name
-
-
-def _is_gone(worker: WorkerRow) -> bool:
-    """Whether the process certainly no longer runs; on another machine only its heartbeat can tell."""
-    if worker.host != socket.gethostname():
-        return False
-    try:
-        os.kill(worker.pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
 
 
 def _stop_on_signals(stopping: threading.Event, supervised: bool) -> None:

@@ -72,6 +72,14 @@ class Sort(BaseModel):
     dir: str = Field("desc", max_length=10)
 
 
+class Search(BaseModel):
+    """A search by text, which is not possible here."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    term: str | None = Field(None, max_length=1000)
+
+
 class ListRequest(BaseModel):
     """Body of the list routes; fields of the hosted service that mean nothing here are ignored."""
 
@@ -81,6 +89,7 @@ class ListRequest(BaseModel):
     limit: int | None = Field(None, ge=0, le=1000)
     filters: list[Filter] | None = Field(None, max_length=20)
     sort: list[Sort] | None = Field(None, max_length=5)
+    search: Search | None = None
 
 
 def parse_list(body: object) -> ListRequest:
@@ -88,9 +97,12 @@ def parse_list(body: object) -> ListRequest:
     if not isinstance(body, dict):
         raise InvalidInput("body: must be an object")
     try:
-        return ListRequest.model_validate(body)
+        wish = ListRequest.model_validate(body)
     except ValidationError as error:
         raise InvalidInput(describe(error.errors(include_url=False))) from None
+    if wish.search and wish.search.term:
+        raise InvalidInput("search: is not possible here; use filters")
+    return wish
 
 
 def is_descending(sort: list[Sort] | None) -> bool:

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from wan_server.clock import timestamp
 from wan_server.envelope import describe, reply
-from wan_server.errors import InvalidInput, InvalidRequest, TooLarge
+from wan_server.errors import Conflict, InvalidInput, InvalidRequest, TooLarge
 from wan_server.files import OCTETS, FileRecord, safe_name
 from wan_server.ids import is_id, short_id
 from wan_server.inputs import examine
@@ -89,10 +89,12 @@ def get_file(request: Request, svc: Svc, base_url: BaseUrl, file_id: str) -> JSO
 
 
 @router.delete(
-    "/files/{file_id}", status_code=204, dependencies=keyed, response_class=Response, responses=answers(None, 404)
+    "/files/{file_id}", status_code=204, dependencies=keyed, response_class=Response, responses=answers(None, 404, 409)
 )
 def delete_file(svc: Svc, file_id: str) -> Response:
-    """Delete a file."""
+    """Delete a file that no waiting or running task needs."""
+    if file_id in svc.queue.files_in_use():
+        raise Conflict(f"file {file_id} is needed by a task that has not ended")
     svc.files.delete(file_id)
     return Response(status_code=204)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from wan_server.errors import Unavailable
@@ -20,12 +21,13 @@ async def healthz() -> JSONResponse:
 
 
 @router.get("/readyz", responses={503: problem_answer(503)})
-def readyz(svc: Svc) -> JSONResponse:
+def readyz(request: Request, svc: Svc) -> JSONResponse:
     """200 when a worker has loaded its model and takes jobs."""
-    rows = svc.workers.list(svc.settings.heartbeat_timeout_s)
+    rows = svc.queue.live_workers()
     ready = [row for row in rows if row.state == "ready"]
     if not ready or svc.draining.is_set():
-        raise Unavailable("the server is shutting down" if svc.draining.is_set() else _why_not(rows), 2)
+        trouble = request.app.state.worker_trouble()
+        raise Unavailable("the server is shutting down" if svc.draining.is_set() else trouble or _why_not(rows), 2)
     workers = [{"id": row.executor_id, "model": row.model, "device": row.device, "job": row.job} for row in ready]
     return JSONResponse({"status": "ready", "workers": workers})
 

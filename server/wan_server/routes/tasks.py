@@ -27,6 +27,8 @@ Json = dict[str, Any]
 router = APIRouter(prefix="/tasks", tags=["tasks"], dependencies=[Depends(get_principal)])
 
 LIST_LIMIT: Final = 200
+#: pages that a filtered list reads at most before it answers with what it has
+SIFT_ROUNDS: Final = 20
 FILTERS: Final[Fields] = {"status": read_status, "app": read_text, "created_at": read_instant}
 Role = Annotated[str | None, Query(description="`input` or `output`; both when absent.")]
 
@@ -98,20 +100,23 @@ def get_files(request: Request, svc: Svc, base_url: BaseUrl, task_id: str, role:
 @router.delete("/{task_id}/files", responses=answers("DeletedFiles", 400, 404, 409))
 def delete_files(request: Request, svc: Svc, task_id: str, role: Role = None) -> JSONResponse:
     """Delete a finished task's files and keep the task."""
-    deleted = _delete_files(svc, _finished(svc, task_id), role)
-    return reply(request, {"deleted": deleted, "skipped": []})
+    deleted, skipped = _delete_files(svc, _finished(svc, task_id), role)
+    return reply(request, {"deleted": deleted, "skipped": skipped})
 
 
 def _list(svc: Services, wish: ListRequest) -> Json:
     keep = compile_filters(wish.filters, FILTERS)
-    found = svc.queue.list(
-        limit := min(wish.limit or 20, LIST_LIMIT),
-        wish.cursor or None,
-        status=_only_status(wish),
-        order="desc" if is_descending(wish.sort) else "asc",
-    )
-    items = [task_dto(state) for state in found.items if keep(_filter_values(state))]
-    return page(items, found.next_cursor, limit, has_previous=bool(wish.cursor))
+    order = "desc" if is_descending(wish.sort) else "asc"
+    limit, status = min(wish.limit or 20, LIST_LIMIT), _only_status(wish)
+    items: list[Json] = []
+    cursor = wish.cursor or None
+    for _ in range(SIFT_ROUNDS):
+        found = svc.queue.list(limit - len(items), cursor, status=status, order=order)
+        items += [task_dto(state) for state in found.items if keep(_filter_values(state))]
+        cursor = found.next_cursor
+        if cursor is None or len(items) == limit:
+            break
+    return page(items, cursor, limit, has_previous=bool(wish.cursor))
 
 
 def _only_status(wish: ListRequest) -> TaskStatus | None:
@@ -146,11 +151,14 @@ def _find(svc: Services, file_id: str) -> FileRecord | None:
         return None
 
 
-def _delete_files(svc: Services, state: JobState, role: str | None) -> list[str]:
+def _delete_files(svc: Services, state: JobState, role: str | None) -> tuple[list[str], list[str]]:
+    """Ids of the deleted files, and of those that other tasks still need."""
     ids = list(dict.fromkeys(record.id for _, record in _files_of(svc, state, role)))
-    for file_id in ids:
+    needed = svc.queue.files_in_use()
+    deleted = [file_id for file_id in ids if file_id not in needed]
+    for file_id in deleted:
         svc.files.delete(file_id)
-    return ids
+    return deleted, [file_id for file_id in ids if file_id in needed]
 
 
 def _task_file(svc: Services, base_url: str, record: FileRecord, role: str) -> Json:

@@ -1,0 +1,72 @@
+"""What `output_meta` admits: everything that was asked for and not done, or done otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from queue_fixtures import make_job
+from wan_pipelines.plan import PlanRequest, make_plan
+from wan_pipelines.profile import load_profile
+from wan_server.output import Ingredients, not_honoured, task_type
+from wan_server.settings import find_config_dir
+
+ENCODED = {
+    "prompt_tokens": 9,
+    "prompt_tokens_dropped": 0,
+    "negative_tokens_dropped": 0,
+    "negative_used": True,
+}
+
+
+def notes(probes: dict[str, Any], given: dict[str, Any] | None = None, **encoded: Any) -> list[str]:
+    """Notes on a 2 s 720P job of 16:9, but for the one on the render scale."""
+    profile = load_profile("tiny", find_config_dir())
+    plan = make_plan(profile, PlanRequest("a sea", None, "720P", 16 / 9, 2, seed=1))
+    prepared = {"files": dict.fromkeys(probes, "f"), "probes": probes, "notes": ["from the media"]}
+    made = Ingredients(plan.to_json(), prepared, {"note": None}, ENCODED | encoded, "f", {})
+    job = make_job(
+        input={"resolution": "720P", "duration": 2, "prompt": "a sea", **(given or {})}, not_honoured=("first",)
+    )
+    found = not_honoured(job, made, plan)
+    assert found[:2] == ["first", "from the media"]
+    return [note for note in found[2:] if not note.startswith("input.resolution: the model worked at 160x96")]
+
+
+def image(width: int, height: int) -> dict[str, Any]:
+    return {"width": width, "height": height}
+
+
+def test_nothing_is_said_when_all_was_done() -> None:
+    assert notes({"first_frame": image(1920, 1080), "driving_audio": {"seconds": 2.05}}) == []
+
+
+def test_an_image_of_another_shape_is_cut_and_reported() -> None:
+    (note,) = notes({"first_frame": image(1920, 1080), "last_frame": image(500, 500)})
+    assert note == "input.last_frame: has another shape than the video; 44% of it was cut off"
+
+
+def test_sound_of_another_length_is_reported() -> None:
+    (cut,) = notes({"driving_audio": {"seconds": 3.0}})
+    assert cut == "input.driving_audio: has 3.0 s; it was cut to the 2 s of the video"
+    (silent,) = notes({"driving_audio": {"seconds": 1.0}})
+    assert silent == "input.driving_audio: ends after 1.0 s; the rest of the video is silent"
+
+
+def test_tokens_that_do_not_fit_are_reported_for_texts_of_the_caller() -> None:
+    (note,) = notes({}, prompt_tokens_dropped=7)
+    assert note.startswith("input.prompt: ")
+    assert "last 7 tokens" in note
+    assert notes({}, negative_tokens_dropped=7) == []
+    (note,) = notes({}, {"negative_prompt": "blur"}, negative_tokens_dropped=7)
+    assert note.startswith("input.negative_prompt: ")
+
+
+def test_a_negative_prompt_without_guidance_is_reported() -> None:
+    (note,) = notes({}, {"negative_prompt": "blur"}, negative_used=False)
+    assert "no effect" in note
+
+
+def test_the_kind_of_task_follows_the_media() -> None:
+    assert task_type({"first_frame", "driving_audio"}) == "first frame"
+    assert task_type({"first_frame", "last_frame"}) == "first+last frame"
+    assert task_type({"first_clip", "last_frame"}) == "continuation"
