@@ -240,11 +240,11 @@ def test_ready_means_that_a_worker_takes_jobs(tmp_path: Path):
             (worker("stopping"), "worker w1 is stopping"),
         ):
             if row:
-                front.services.workers.beat(row)
+                front.queue.workers.beat(row)
             answer = front.client.get("/readyz")
             assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
             assert reason in answer.json()["detail"]
-        front.services.workers.beat(worker("ready"))
+        front.queue.workers.beat(worker("ready"))
         assert front.client.get("/readyz").json()["workers"][0]["model"] == "tiny"
         front.app.state.draining.set()
         assert front.client.get("/readyz").status_code == 503

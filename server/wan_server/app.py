@@ -24,7 +24,7 @@ from wan_server.services import Services
 from wan_server.settings import Settings
 from wan_server.stream import Pace
 from wan_server.submit import Submitter
-from wan_server.tables import Workers, server_secret
+from wan_server.tables import server_secret
 
 if TYPE_CHECKING:
     from wan_server.queue import JobQueue
@@ -79,7 +79,6 @@ def make_services(settings: Settings, queue: JobQueue, files_store: FileStore, e
         queue=queue,
         files=files_store,
         keys=KeyStore(engine),
-        workers=Workers(engine),
         catalog=catalog,
         submitter=Submitter(settings, queue, files_store, catalog, server_secret(engine, "idempotency")),
         signer=UploadSigner(server_secret(engine, "uploads"), settings.upload_url_ttl_s),

@@ -13,7 +13,6 @@ from wan_server.keys import KeyStore
 from wan_server.settings import Settings
 from wan_server.stream import Pace, Rhythm
 from wan_server.submit import Submitter
-from wan_server.tables import Workers
 
 if TYPE_CHECKING:
     from wan_server.queue import JobQueue
@@ -27,7 +26,6 @@ class Services:
     queue: JobQueue
     files: FileStore
     keys: KeyStore
-    workers: Workers
     catalog: Catalog
     submitter: Submitter
     signer: UploadSigner
