@@ -2,8 +2,7 @@
 
 Each line is a pair that runs in turns, wanbox then diffusers, several rounds; the ratio is diffusers / wanbox of
 each round, given as median and range. CPU seconds count this process and its children (ffmpeg); torch runs on one
-thread, so that waiting threads are not counted as work. The weights are tiny and random: trust the ratios, not the
-seconds.
+thread, so that waiting threads are not counted as work. The models are tiny: trust the ratios, not the seconds.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from rich.table import Table
 from wan_pipelines.conditioning import condition_video
 from wan_pipelines.mp4 import Mp4Spec, Mp4Writer
 from wan_pipelines.plan import PlanRequest, RenderPlan, make_plan
-from wan_pipelines.profile import load_profile
+from wan_pipelines.profile import checkpoint_folder, load_profile
 from wan_pipelines.renderer import Media, Renderer
 from wan_pipelines.tensorfile import load_tensors
 from wan_pipelines.vae import encode_frames, stream_decode
@@ -127,6 +126,7 @@ class BenchModel:
             num_frames=self.plan.sample_frames,
             num_inference_steps=self.plan.steps,
             guidance_scale=self.plan.guidance_high,
+            max_sequence_length=self.renderer.profile.text_len,
             generator=torch.Generator().manual_seed(self.plan.seed),
             output_type="latent",
         )
@@ -138,10 +138,14 @@ class BenchModel:
 
 @contextmanager
 def bench_model(name: str, scratch: Path) -> Iterator[BenchModel]:
-    """A five second plan of an embedded profile, with a picture of exactly the sampled size."""
-    profile = load_profile(name, CONFIGS)
-    renderer = Renderer.load(profile, scratch / "weights", "cpu")
-    pipeline = WanImageToVideoPipeline.from_pretrained(scratch / "weights", local_files_only=True)
+    """A five second plan of a profile without a download, with a picture of exactly the sampled size."""
+    scratch.mkdir()
+    renderer = load_renderer(name, scratch)
+    profile = renderer.profile
+    folder = checkpoint_folder(profile, scratch, CONFIGS)
+    pipeline = WanImageToVideoPipeline.from_pretrained(folder, local_files_only=True)
+    config = pipeline.scheduler.config
+    pipeline.scheduler = type(pipeline.scheduler).from_config(config, flow_shift=profile.shift)
     pipeline.set_progress_bar_config(disable=True)
     plan = make_plan(profile, PlanRequest("waves on a beach", None, "720P", 1.0, 5, seed=1))
     picture = Image.radial_gradient("L").convert("RGB").resize((plan.sample_width, plan.sample_height))
@@ -149,10 +153,16 @@ def bench_model(name: str, scratch: Path) -> Iterator[BenchModel]:
     yield BenchModel(renderer, pipeline, plan, scratch / "first.png", scratch)
 
 
+def load_renderer(name: str, scratch: Path) -> Renderer:
+    """The profile's renderer on the CPU; random weights are made in `scratch` and found there again."""
+    profile = load_profile(name, CONFIGS)
+    return Renderer.load(profile, checkpoint_folder(profile, scratch, CONFIGS), "cpu")
+
+
 def encode_pair(scratch: Path) -> Pair:
     """The condition video of 81 frames, of which 80 are grey: skipping what has settled against not."""
-    vae = Renderer.load(load_profile("tiny", CONFIGS), scratch / "tiny" / "weights", "cpu").checkpoint.vae
-    first = torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    vae = load_renderer("tiny", scratch).checkpoint.vae
+    first = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
     @torch.inference_mode()
     def encode(skip_settled: bool) -> None:
@@ -163,8 +173,8 @@ def encode_pair(scratch: Path) -> Pair:
 
 
 def decode_pair(scratch: Path) -> Pair:
-    vae = Renderer.load(load_profile("tiny", CONFIGS), scratch / "tiny" / "weights", "cpu").checkpoint.vae
-    latents = torch.randn(1, 16, 11, 8, 8, generator=torch.Generator().manual_seed(0))
+    vae = load_renderer("tiny", scratch).checkpoint.vae
+    latents = torch.randn(1, vae.config["z_dim"], 11, 16, 16, generator=torch.Generator().manual_seed(0))
 
     @torch.inference_mode()
     def ours() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tiny_checkpoint import CONCAT, TI2V, TWO_EXPERTS
-from wan_pipelines.conditioning import Conditioning, prepare_clean_first_frame, prepare_first_frame
+from wan_pipelines.conditioning import Conditioning, prepare_clean_first_frame, prepare_concat
 from wan_pipelines.denoise import Experts, Guidance, denoise
 from wan_pipelines.errors import RenderError
 from wan_pipelines.plan import flow_sigmas
@@ -21,7 +21,8 @@ pytest_plugins = ("pipeline_fixtures",)
 def conditions(seed: int = 0) -> Conditioning:
     rng = torch.Generator().manual_seed(seed)
     text, negative = torch.randn(2, 1, 512, 32, generator=rng)
-    return prepare_first_frame(text, negative, torch.randn(1, 16, 3, 4, 4, generator=rng))
+    latents = torch.randn(1, 16, 3, 4, 4, generator=rng)
+    return prepare_concat(text, negative, latents, prefix_frames=1, with_last=False)
 
 
 def noise() -> torch.Tensor:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny_checkpoint import CONCAT, CONFIGS, TI2V, TWO_EXPERTS, small_profile
 from wan_pipelines.errors import CheckpointError
 from wan_pipelines.load import ensure_checkpoint, load_checkpoint
-from wan_pipelines.profile import load_profile
+from wan_pipelines.profile import checkpoint_folder, load_profile
 from wan_pipelines.tiny import build_tiny
 
 pytest_plugins = ("pipeline_fixtures",)
@@ -127,8 +127,8 @@ def test_input_channels_must_fit_the_conditioning(tiny, tmp_path):
         load_checkpoint(small_profile(CONCAT), folder, CPU, None)
 
 
-def test_embedded_checkpoint_is_built_once_and_the_same_each_time(tmp_path):
-    profile = load_profile("tiny", CONFIGS)
+def test_random_checkpoint_is_built_once_and_the_same_each_time(tmp_path):
+    profile = load_profile("tiny-ti2v", CONFIGS)
     for name in ("a", "b"):
         ensure_checkpoint(profile, tmp_path / "weights" / name)
     first, second = (contents(tmp_path / "weights" / name) for name in ("a", "b"))
@@ -140,10 +140,34 @@ def test_embedded_checkpoint_is_built_once_and_the_same_each_time(tmp_path):
     assert sorted(p.name for p in (tmp_path / "weights").iterdir()) == ["a", "b"]
 
 
-def test_downloaded_profile_is_not_built(tmp_path):
-    profile = replace(load_profile("tiny", CONFIGS), embedded=False, repository="owner/name")
+@pytest.mark.parametrize(("source", "repository"), [("shipped", None), ("repository", "owner/name")])
+def test_other_weights_are_not_built(tmp_path, source, repository):
+    profile = replace(load_profile("tiny-ti2v", CONFIGS), weights_from=source, repository=repository)
     ensure_checkpoint(profile, tmp_path / "tiny")
     assert not (tmp_path / "tiny").exists()
+
+
+def test_shipped_checkpoint_fits_its_profile():
+    """Stored in half precision, loaded as every other one; its strides are those that the sizes are made for."""
+    profile = load_profile("tiny", CONFIGS)
+    folder = checkpoint_folder(profile, CONFIGS / "nowhere", CONFIGS)
+    checkpoint = load_checkpoint(profile, folder, CPU, None)
+    patch = checkpoint.experts.high.config["patch_size"][1]
+    assert checkpoint.vae_stride * patch == profile.size_multiple
+    assert {checkpoint.experts.high.dtype, checkpoint.text_encoder.dtype, checkpoint.vae.dtype} == {torch.float32}
+    assert checkpoint.tokenizer.model_max_length >= profile.text_len
+    assert sum(path.stat().st_size for path in folder.rglob("*")) <= 15e6
+
+
+def test_half_precision_on_disk_is_cast_on_loading(tiny, tmp_path):
+    folder = tmp_path / "half"
+    shutil.copytree(tiny(CONCAT).folder, folder)
+    for path in folder.rglob("*.safetensors"):
+        save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+    checkpoint = load_checkpoint(small_profile(CONCAT), folder, CPU, None)
+    assert {checkpoint.experts.high.dtype, checkpoint.text_encoder.dtype, checkpoint.vae.dtype} == {torch.float32}
+    whole = tiny(CONCAT).checkpoint.vae.encoder.conv_in.weight
+    assert torch.equal(checkpoint.vae.encoder.conv_in.weight, whole.half().float())
 
 
 def test_building_leaves_the_random_state_alone(tmp_path):

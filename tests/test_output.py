@@ -18,12 +18,20 @@ ENCODED = {
 }
 
 
-def notes(probes: dict[str, Any], given: dict[str, Any] | None = None, **encoded: Any) -> list[str]:
+FACTS = {"audio_seconds": 0.0}
+
+
+def notes(
+    probes: dict[str, Any],
+    given: dict[str, Any] | None = None,
+    facts: dict[str, Any] = FACTS,
+    **encoded: Any,
+) -> list[str]:
     """Notes on a 2 s 720P job of 16:9, but for the one on the render scale."""
     profile = load_profile("tiny", find_config_dir())
     plan = make_plan(profile, PlanRequest("a sea", None, "720P", 16 / 9, 2, seed=1))
     prepared = {"files": dict.fromkeys(probes, "f"), "probes": probes, "notes": ["from the media"]}
-    made = Ingredients(plan.to_json(), prepared, {"note": None}, ENCODED | encoded, "f", {})
+    made = Ingredients(plan.to_json(), prepared, {"note": None}, ENCODED | encoded, "f", facts)
     job = make_job(
         input={"resolution": "720P", "duration": 2, "prompt": "a sea", **(given or {})}, not_honoured=("first",)
     )
@@ -52,6 +60,29 @@ def test_sound_of_another_length_is_reported() -> None:
     assert silent == "input.driving_audio: ends after 1.0 s; the rest of the video is silent"
 
 
+def clip(**changes: Any) -> dict[str, Any]:
+    return {"width": 1920, "height": 1080, "fps": 16.0, "has_audio": True, **changes}
+
+
+def test_a_clip_of_another_rate_is_reported() -> None:
+    sound = {"audio_seconds": 2.0}
+    assert notes({"first_clip": clip()}, facts=sound) == []
+    assert notes({"first_clip": clip(fps=15.984)}, facts=sound) == []
+    (note,) = notes({"first_clip": clip(fps=29.97)}, facts=sound)
+    assert note.startswith("input.first_clip: has 29.97 frames per second, the video has 16;")
+
+
+def test_a_clip_whose_sound_ends_is_reported_and_a_silent_one_is_not() -> None:
+    (note,) = notes({"first_clip": clip()}, facts={"audio_seconds": 1.5})
+    assert note == "input.first_clip: its sound ends after 1.5 s; the rest of the video is silent"
+    assert notes({"first_clip": clip(has_audio=False)}) == []
+
+
+def test_a_clip_loses_its_edges_as_an_image_does() -> None:
+    (note,) = notes({"first_clip": clip(width=1080, has_audio=False)})
+    assert note.startswith("input.first_clip: has another shape than the video")
+
+
 def test_tokens_that_do_not_fit_are_reported_for_texts_of_the_caller() -> None:
     (note,) = notes({}, prompt_tokens_dropped=7)
     assert note.startswith("input.prompt: ")
@@ -70,3 +101,4 @@ def test_the_kind_of_task_follows_the_media() -> None:
     assert task_type({"first_frame", "driving_audio"}) == "first frame"
     assert task_type({"first_frame", "last_frame"}) == "first+last frame"
     assert task_type({"first_clip", "last_frame"}) == "continuation"
+    assert task_type(set()) == "text"

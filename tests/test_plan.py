@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from wan_pipelines.errors import PlanError
@@ -39,6 +39,90 @@ def test_sampled_frames_are_the_smallest_4n_plus_1_that_covers(seconds, fps):
     assert 0 <= plan.sample_frames - plan.frames < 4
 
 
+def continued(profile, seconds, clip_seconds, **changes):
+    request = replace(REQUEST, seconds=seconds, media=("first_clip",), clip_seconds=clip_seconds, **changes)
+    return make_plan(profile, request)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "clip_seconds", "clip_frames", "prefix_frames", "sampled"),
+    [
+        (5, 2.0, 32, 17, 65),  # 17 + 48 new ones
+        (5, 2.002, 32, 17, 65),  # 29.97 frames per second
+        (5, 2.3333, 37, 17, 61),
+        (5, 4.999, 79, 17, 21),  # one new frame
+        (15, 2.0, 32, 17, 225),
+        (2, 1.0, 16, 13, 29),  # shorter than 17 frames
+        (2, 0.0625, 1, 1, 33),
+    ],
+)
+def test_a_clip_is_part_of_the_video(seconds, clip_seconds, clip_frames, prefix_frames, sampled):
+    plan = continued(TINY, seconds, clip_seconds)
+    assert plan.frames == 16 * seconds
+    assert (plan.clip_frames, plan.prefix_frames, plan.sample_frames) == (clip_frames, prefix_frames, sampled)
+
+
+@given(st.integers(2, 15), st.floats(0.1, 10.1), st.sampled_from([1, 5, 17]), st.integers(1, 60))
+def test_prefix_and_new_frames_fit_the_sample(seconds, clip_seconds, most, fps):
+    profile = replace(TINY, fps=fps, max_frames=1001, prefix_frames=most)
+    assume(1 / fps <= clip_seconds < seconds - 0.001)
+    plan = continued(profile, seconds, clip_seconds)
+    assert plan.prefix_frames % 4 == plan.sample_frames % 4 == 1
+    assert plan.prefix_frames <= min(most, plan.clip_frames)
+    assert plan.prefix_frames > min(most, plan.clip_frames) - 4
+    surplus = plan.sample_frames - plan.prefix_frames - (plan.frames - plan.clip_frames)
+    assert 0 <= surplus < 4
+
+
+@pytest.mark.parametrize("clip_seconds", [5.0, 4.9999, 5.02, 9.5])
+def test_a_clip_that_fills_the_video_is_refused_with_both_numbers(clip_seconds):
+    message = rf"input\.duration: must be longer than first_clip.*\(got 5 s and a clip of {clip_seconds:g} s\)"
+    with pytest.raises(PlanError, match=message):
+        continued(TINY, 5, clip_seconds)
+
+
+def test_a_clip_makes_longer_videos_than_the_model_alone():
+    assert continued(A14B, 11, 5.0).sample_frames == 113
+    limit = r"input\.duration: must be between 1 and 11 with model .*a14b behind a clip of 5 s \(got 12\)"
+    with pytest.raises(PlanError, match=limit):
+        continued(A14B, 12, 5.0)
+
+
+@pytest.mark.parametrize("clip_seconds", [None, 0.0, 0.05])
+def test_a_clip_without_a_frame_is_refused(clip_seconds):
+    with pytest.raises(PlanError, match=r"input\.first_clip: must be at least one frame long"):
+        continued(TINY, 5, clip_seconds)
+
+
+def test_the_clip_gives_the_shape():
+    plan = continued(TINY, 5, 2.0, aspect=9 / 16)
+    assert (plan.width, plan.height) == (720, 1280)
+    with pytest.raises(PlanError, match=r"input\.first_clip: aspect ratio"):
+        continued(TINY, 5, 2.0, aspect=9.0)
+
+
+def test_a_video_from_text_alone():
+    plan = make_plan(TINY, replace(REQUEST, media=(), aspect=9 / 16))
+    assert (plan.width, plan.height, plan.sample_frames, plan.clip_frames) == (720, 1280, 81, 0)
+
+
+def test_a_model_that_needs_a_picture_says_so():
+    with pytest.raises(PlanError, match=r"input\.first_frame: .*a14b makes no video from text alone; it needs first_f"):
+        make_plan(A14B, replace(REQUEST, media=()))
+
+
+@pytest.mark.parametrize(
+    ("media", "message"),
+    [
+        (("last_frame",), r"input\.last_frame: needs first_frame or first_clip"),
+        (("first_frame", "first_clip"), r"input\.first_clip: cannot be combined with first_frame"),
+    ],
+)
+def test_media_that_do_not_go_together_are_refused(media, message):
+    with pytest.raises(PlanError, match=message):
+        make_plan(TINY, replace(REQUEST, media=media, clip_seconds=2.0))
+
+
 def test_too_long_names_field_and_limit():
     with pytest.raises(PlanError, match=r"input\.duration: must be between 1 and 7 .*a14b \(got 8\)"):
         make_plan(A14B, replace(REQUEST, seconds=8))
@@ -58,16 +142,27 @@ def test_1080p_is_sampled_on_the_grid():
 
 @pytest.mark.parametrize("given_prompt", [None, ""])
 def test_profile_gives_the_negative_prompt_when_the_caller_does_not(given_prompt):
-    assert make_plan(TINY, replace(REQUEST, negative_prompt=given_prompt)).negative_prompt == TINY.negative_prompt
-    assert make_plan(TINY, replace(REQUEST, negative_prompt="fog")).negative_prompt == "fog"
+    assert make_plan(A14B, replace(REQUEST, negative_prompt=given_prompt)).negative_prompt == A14B.negative_prompt != ""
+    assert make_plan(A14B, replace(REQUEST, negative_prompt="fog")).negative_prompt == "fog"
+
+
+def test_the_demonstration_model_is_guided_away_from_no_text():
+    plan = make_plan(TINY, REQUEST)
+    assert (plan.negative_prompt, plan.is_guided) == ("", True)
 
 
 def test_json_round_trip():
+    for plan in (make_plan(A14B, REQUEST), continued(A14B, 5, 2.0)):
+        assert RenderPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+def test_plan_without_a_clip_need_not_speak_of_one():
     plan = make_plan(A14B, REQUEST)
-    assert RenderPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    older = {name: value for name, value in plan.to_json().items() if name not in ("clip_frames", "prefix_frames")}
+    assert RenderPlan.from_json(older) == plan
 
 
-@given(st.sampled_from(["seed", "frames", "width", "steps"]))
+@given(st.sampled_from(["seed", "frames", "width", "steps", "clip_frames", "prefix_frames"]))
 def test_key_follows_every_number(field):
     plan = make_plan(TINY, REQUEST)
     other = {"steps": {"sigmas": (*plan.sigmas[:-2], 0.0)}}.get(field) or {field: getattr(plan, field) + 2}

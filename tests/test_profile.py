@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from wan_pipelines.errors import ProfileError
-from wan_pipelines.profile import list_profiles, load_profile
+from wan_pipelines.profile import checkpoint_folder, list_profiles, load_profile
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 GOOD = (CONFIGS / "models" / "tiny.toml").read_text(encoding="utf-8")
@@ -36,6 +36,21 @@ def test_tiny_covers_the_longest_request():
     assert all(load_profile(name, CONFIGS).max_seconds == 15 for name in ("tiny", "tiny-ti2v"))
 
 
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("tiny", "configs/tiny"), ("tiny-ti2v", "weights/tiny-ti2v"), ("wan2.2-ti2v-5b", "weights/wan2.2-ti2v-5b")],
+)
+def test_shipped_weights_lie_beside_the_configs_and_others_where_they_are_kept(name, folder):
+    profile = load_profile(name, CONFIGS)
+    assert checkpoint_folder(profile, Path("weights"), Path("configs")) == Path(folder)
+
+
+def test_the_demonstration_model_does_not_pass_for_another():
+    profile = load_profile("tiny", CONFIGS)
+    assert "not a Wan release" in profile.weights
+    assert profile.repository is None
+
+
 def test_unknown_model_lists_the_known_ones():
     with pytest.raises(ProfileError, match=r"'wan9' is unknown.*tiny, tiny-ti2v"):
         load_profile("wan9", CONFIGS)
@@ -56,11 +71,15 @@ def test_a_name_is_not_a_path(name):
         ("steps = 8\n", "", "steps: is missing"),
         ("shift = 5.0", "shift = -1.0", r"shift: .*greater than 0"),
         ('sampler = "unipc"', 'sampler = "ddim"', r"sampler: .*'unipc' or 'euler'"),
-        ('"last_frame"]', '"middle_frame"]', r"inputs\.1: .*got 'middle_frame'"),
+        ('"first_clip"]', '"middle_frame"]', r"inputs\.2: .*got 'middle_frame'"),
         ("max_frames = 241", "max_frames = 240", r"max_frames: must be 4n\+1 \(got 240\)"),
-        ("embedded = true", "embedded = false", "repository: is needed unless embedded"),
+        ("prefix_frames = 17", "prefix_frames = 16", r"prefix_frames: must be 4n\+1 .*\(got 16\)"),
+        ("prefix_frames = 17", "prefix_frames = 241", r"prefix_frames: must be .* below max_frames \(got 241\)"),
+        ('weights_from = "shipped"\n', "", 'repository: is needed with weights_from = "repository"'),
+        ('"shipped"', '"shipped"\nrepository = "a/b"', "repository: is needed with .*, and only then"),
+        ('"shipped"', '"cloud"', "weights_from: .*'shipped', 'random' or 'repository'"),
         ("sample_pixels = 16384", "sample_pixels = 1024\nboundary = 1.5", r"boundary: .*less than 1"),
-        ("size_multiple = 32", "size_multiple = 256", r"sample_pixels: must be at least size_multiple squared"),
+        ("size_multiple = 16", "size_multiple = 256", r"sample_pixels: must be at least size_multiple squared"),
         ("steps = 8", 'steps = 8\nname = "x"', "name: is the file's own name"),
         ("steps = 8", "steps = ", "Invalid value"),
     ],

@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from tiny_checkpoint import CONCAT, TI2V, noise_image, small_plan
-from wan_pipelines.errors import RenderError
-from wan_pipelines.framing import condition_image, first_frames, visible
+from wan_pipelines.errors import PlanError, RenderError
+from wan_pipelines.framing import condition_image, frames_between, visible
+from wan_pipelines.pixels import load_image
 from wan_pipelines.plan import RenderPlan
 from wan_pipelines.renderer import Media, Renderer
 from wan_pipelines.tensorfile import load_tensors, read_metadata, save_tensors
+from wan_pipelines.vae import encode_frames
 
 pytest_plugins = ("pipeline_fixtures",)
 CPU = torch.device("cpu")
@@ -93,7 +95,7 @@ def test_frames_beyond_the_duration_are_not_shown(renderer, plan, latents, work)
     assert renderer.decode(plan_8, work / "l8", work / "out.mp4", None, nothing).frames == 8
 
 
-def test_load_builds_the_embedded_checkpoint(renderer, tmp_path):
+def test_load_builds_the_random_checkpoint(renderer, tmp_path):
     loaded = Renderer.load(renderer.profile, tmp_path / "weights" / "tiny", "cpu", checkpoint_every_s=7)
     assert (tmp_path / "weights" / "tiny" / "model_index.json").is_file()
     assert loaded.checkpoint_every_s == 7
@@ -135,14 +137,44 @@ def test_family_decides_what_is_encoded(tiny, media, work):
 def test_last_frame_is_refused_by_the_family_that_has_none(tiny, media, work):
     model = tiny(TI2V)
     both = Media(media.first_frame, media.first_frame)
-    with pytest.raises(RenderError, match="does not take a last frame"):
+    with pytest.raises(PlanError, match=r"input\.last_frame: model tiny-ti2v does not take it"):
         Renderer(model.profile, model.checkpoint, CPU).encode(small_plan(model.profile), both, work / "c", nothing)
     assert not list(work.iterdir())
 
 
-def test_a_first_frame_is_needed(renderer, plan, work):
-    with pytest.raises(RenderError, match="needs a first frame"):
-        renderer.encode(plan, Media(None), work / "c", nothing)
+def test_a_picture_is_needed_unless_the_profile_says_otherwise(renderer, plan, work):
+    strict = replace(renderer, profile=replace(renderer.profile, text_only=False))
+    with pytest.raises(PlanError, match="makes no video from text alone"):
+        strict.encode(plan, Media(), work / "c", nothing)
+    assert not list(work.iterdir())
+
+
+def test_text_alone_is_a_grey_video_of_which_nothing_is_known(renderer, plan, work):
+    renderer.encode(plan, Media(), work / "c", nothing)
+    concat = load_file(work / "c")["concat"]
+    assert not concat[:, :4].any()
+    grey = [torch.zeros(1, 3, 1, 64, 64), *[torch.zeros(1, 3, 4, 64, 64)] * 2]
+    assert torch.equal(concat[:, 4:], encode_frames(renderer.checkpoint.vae, grey))
+    renderer.denoise(plan, work / "c", work / "l", nothing)
+    assert renderer.decode(plan, work / "l", work / "out.mp4", None, nothing).frames == 9
+
+
+def test_text_alone_with_per_token_timesteps_has_no_clean_frame(tiny, work):
+    model = tiny(TI2V)
+    plan = small_plan(model.profile)
+    renderer = Renderer(model.profile, model.checkpoint, CPU)
+    renderer.encode(plan, Media(), work / "c", nothing)
+    assert set(load_file(work / "c")) == {"prompt", "negative"}
+    renderer.denoise(plan, work / "c", work / "l", nothing)
+    assert load_file(work / "l")["latents"].shape == (1, 16, 3, 4, 4)
+
+
+def test_digest_tells_files_and_roles_apart(tmp_path):
+    for name in "ab":
+        (tmp_path / name).write_text(name)
+    a, b = tmp_path / "a", tmp_path / "b"
+    media = [Media(), Media(a), Media(b), Media(a, b), Media(b, a), Media(None, a), Media(first_clip=a)]
+    assert len({m.digest() for m in media}) == len(media)
 
 
 def test_plan_of_another_model_is_refused(renderer, plan, media, work):
@@ -240,7 +272,7 @@ def test_image_fills_the_window_and_its_edge_is_repeated_outside(renderer, plan,
     image = noise_image(1, 64, 48)
     image.save(work / "i.png")
     framed = replace(plan, height=48)
-    pixels = condition_image(work / "i.png", framed)
+    pixels = condition_image(load_image(work / "i.png"), framed)
     assert pixels.shape == (3, 64, 64)
     assert torch.equal(pixels[:, :8], pixels[:, 8:9].expand(3, 8, 64))
     shown = visible(pixels[None], framed)[0]
@@ -250,16 +282,19 @@ def test_image_fills_the_window_and_its_edge_is_repeated_outside(renderer, plan,
     )
 
 
-def test_stream_is_cut_to_the_frame_and_no_further_chunk_is_made():
+def test_stream_is_cut_to_the_frames_and_no_further_chunk_is_made():
     made = []
 
     def chunks():
         for size in (1, 4, 4, 4):
             made.append(size)
-            yield torch.zeros(size, 3, 2, 2)
+            yield torch.arange(sum(made) - size, sum(made)).view(size, 1, 1, 1)
 
-    assert [len(chunk) for chunk in first_frames(chunks(), 8)] == [1, 4, 3]
+    assert [len(chunk) for chunk in frames_between(chunks(), 0, 8)] == [1, 4, 3]
     assert made == [1, 4, 4]
+    made.clear()
+    pieces = [chunk.flatten().tolist() for chunk in frames_between(chunks(), 5, 11)]
+    assert pieces == [[], [], [5, 6, 7, 8], [9, 10]]
 
 
 def test_failed_write_keeps_the_old_file(work):

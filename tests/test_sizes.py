@@ -61,11 +61,11 @@ def test_full_scale_sample_covers_the_output(resolution, aspect, multiple):
     assert visible_size(width, height, sample) == (width, height)
 
 
-@given(RESOLUTIONS, ASPECTS, st.integers(1024, 40000))
-def test_small_sample_stays_in_its_budget_and_shows_the_shape(resolution, aspect, pixels):
+@given(RESOLUTIONS, ASPECTS, st.integers(1024, 40000), st.sampled_from([16, 32]))
+def test_small_sample_stays_in_its_budget_and_shows_the_shape(resolution, aspect, pixels, multiple):
     width, height = output_size(resolution, aspect)
-    sample = sample_size(width, height, 32, pixels)
-    assert all(side % 32 == 0 for side in sample)
+    sample = sample_size(width, height, multiple, pixels)
+    assert all(side % multiple == 0 for side in sample)
     assert sample[0] * sample[1] <= pixels
     shown = visible_size(width, height, sample)
     assert shown[0] <= sample[0]
@@ -79,8 +79,9 @@ def test_1080_is_sampled_as_1088():
     assert sample_size(1920, 1080, 16, None) == (1920, 1088)
 
 
-def test_tiny_sample_of_widescreen():
-    assert sample_size(1280, 720, 32, 16384) == (160, 96)
+@pytest.mark.parametrize("multiple", [16, 32])
+def test_tiny_sample_of_widescreen(multiple):
+    assert sample_size(1280, 720, multiple, 16384) == (160, 96)
     assert visible_size(1280, 720, (160, 96)) == (160, 90)
 
 
@@ -88,6 +89,11 @@ def test_tiny_sample_of_widescreen():
 def test_aspect_outside_the_limits_is_refused(aspect):
     with pytest.raises(PlanError, match=r"input\.first_frame: aspect ratio must be between 1:8 and 8:1"):
         output_size("720P", aspect)
+
+
+def test_the_refusal_names_the_input_that_gives_the_shape():
+    with pytest.raises(PlanError, match=r"input\.first_clip: aspect ratio"):
+        output_size("720P", 9.0, "first_clip")
 
 
 def test_unknown_resolution_is_refused():

@@ -290,13 +290,26 @@ def test_an_empty_input_is_refused_for_its_media(front: FrontEnd):
         assert "media input is required" in refusal(front.client.post("/apps/run", json=body))
 
 
-def test_a_role_that_the_model_cannot_honour_is_refused_with_its_name(front: FrontEnd, tmp_path: Path):
-    clip = make_clip(tmp_path / "a.mp4").read_bytes()
-    link = front.upload(clip, filename="a.mp4")["uri"]
-    detail = refusal(front.run({"first_clip": link, "first_frame": None}))
+def test_a_role_that_the_model_cannot_honour_is_refused_with_its_name(tmp_path: Path):
+    with front_end(tmp_path, model="tiny-ti2v") as front:
+        detail = refusal(front.run({"first_clip": REMOTE}))
     assert detail.startswith("input.first_clip: ")
-    assert "tiny" in detail
+    assert "tiny-ti2v" in detail
     assert "first_frame" in detail
+
+
+def test_a_clip_must_leave_room_in_the_video(front: FrontEnd, tmp_path: Path):
+    """The length of an uploaded or inline clip is known at once; one behind a URL is the worker's to judge."""
+    clip = make_clip(tmp_path / "a.mp4", seconds=3.0).read_bytes()
+    link = front.upload(clip, filename="a.mp4")["uri"]
+    before = stored(front.files)
+    for value in (link, f"data:video/mp4;base64,{base64.b64encode(clip).decode()}"):
+        detail = refusal(front.run({"first_clip": value, "duration": 3}))
+        assert detail.startswith("input.duration: must be longer than first_clip")
+        assert "(got 3 s and a clip of 3 s)" in detail
+    assert stored(front.files) == before
+    assert job_of(front, front.run({"first_clip": link, "duration": 4})).files.keys() == {"first_clip"}
+    assert job_of(front, front.run({"first_clip": REMOTE, "duration": 2})).remote.keys() == {"first_clip"}
 
 
 def test_a_duration_that_the_model_cannot_do_is_refused(tmp_path: Path):

@@ -51,15 +51,15 @@ def test_streamed_decode_equals_decode(tiny, scaled, spec):
 
 
 @LAYOUTS
-@pytest.mark.parametrize("with_last", [False, True])
+@pytest.mark.parametrize(("known", "with_last"), [(0, False), (1, False), (1, True), (17, False), (17, True)])
 @torch.no_grad()
-def test_streamed_encode_equals_encode_to_the_last_bit(tiny, scaled, spec, with_last):
+def test_streamed_encode_equals_encode_to_the_last_bit(tiny, scaled, spec, known, with_last):
     """129 frames: long enough for every part of the encoder to come to rest and be skipped."""
     vae = scaled(tiny(spec).checkpoint.vae)
-    first, last = image(0), image(1) if with_last else None
-    streamed = encode_frames(vae, condition_video(first, last, 129))
+    prefix, last = torch.stack([image(i) for i in range(17)])[:known], image(99) if with_last else None
+    streamed = encode_frames(vae, condition_video(prefix, last, 129))
     mean, std = statistics(vae)
-    whole = vae.encode(torch.cat(list(condition_video(first, last, 129)), dim=2)).latent_dist.mode()
+    whole = vae.encode(torch.cat(list(condition_video(prefix, last, 129)), dim=2)).latent_dist.mode()
     assert torch.equal(streamed, (whole - mean) / std)
 
 
@@ -68,7 +68,7 @@ def test_parts_at_rest_are_not_computed_again(tiny):
     vae = tiny(CONCAT).checkpoint.vae
     calls = []
     hook = vae.encoder.down_blocks[0].register_forward_hook(lambda *_: calls.append(1))
-    encode_frames(vae, condition_video(image(0), None, 129))
+    encode_frames(vae, condition_video(image(0)[None], None, 129))
     hook.remove()
     assert len(calls) < 10  # of 33 chunks
 
@@ -78,10 +78,10 @@ def test_skipping_can_be_switched_off_and_changes_nothing(tiny):
     vae = tiny(CONCAT).checkpoint.vae
     calls = []
     hook = vae.encoder.down_blocks[0].register_forward_hook(lambda *_: calls.append(1))
-    full = encode_frames(vae, condition_video(image(0), None, 33), skip_settled=False)
+    full = encode_frames(vae, condition_video(image(0)[None], None, 33), skip_settled=False)
     hook.remove()
     assert len(calls) == 9  # every chunk
-    assert torch.equal(full, encode_frames(vae, condition_video(image(0), None, 33)))
+    assert torch.equal(full, encode_frames(vae, condition_video(image(0)[None], None, 33)))
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """What the model is told besides the noise, as data: every combination of inputs is the same frozen object.
 
-One pure `prepare_*` per combination; the denoise loop does not know which one made its conditioning.
+One pure `prepare_*` per family; the denoise loop does not know which one made its conditioning.
 """
 
 from __future__ import annotations
@@ -57,28 +57,30 @@ class Conditioning:
         return {name: tensor for name, tensor in fields.items() if tensor is not None}
 
 
-def condition_video(first: Tensor, last: Tensor | None, frames: int) -> Iterator[Tensor]:
-    """Pixel video that the concat family encodes: first frame, mid-grey, last frame if any.
+def condition_video(prefix: Tensor, last: Tensor | None, frames: int) -> Iterator[Tensor]:
+    """Pixel video that the concat family encodes: the known frames at the start, mid-grey, the last frame if any.
 
-    Images are [3, H, W] in [-1, 1]; yields [1, 3, 1, H, W], then [1, 3, 4, H, W] until 4n+1 frames are out. The
-    grey chunks are one and the same tensor, which lets the VAE notice that nothing changes any more.
+    `prefix` is [n, 3, H, W] in [-1, 1] with n = 4m+1, or 0 when only text is known; `last` is [3, H, W]. Yields
+    [1, 3, 1, H, W], then [1, 3, 4, H, W] until `frames` = 4n+1 are out. The grey chunks of four are one and the
+    same tensor, which lets the VAE notice that nothing changes any more.
     """
-    yield first[None, :, None]
-    chunks = (frames - 1) // TEMPORAL_STRIDE
-    grey = first.new_zeros(1, first.shape[0], TEMPORAL_STRIDE, *first.shape[1:])
-    yield from (grey for _ in range(chunks if last is None else chunks - 1))
+    pixels = prefix.transpose(0, 1)[None]  # [1, 3, n, H, W]
+    grey = prefix.new_zeros(1, prefix.shape[1], TEMPORAL_STRIDE, *prefix.shape[2:])
+    yield pixels[:, :, :1] if len(prefix) else grey[:, :, :1]
+    for start in range(1, len(prefix), TEMPORAL_STRIDE):
+        yield pixels[:, :, start : start + TEMPORAL_STRIDE]
+    unknown = (frames - max(len(prefix), 1)) // TEMPORAL_STRIDE
+    yield from (grey for _ in range(unknown if last is None else unknown - 1))
     if last is not None:
         yield torch.cat([grey[:, :, 1:], last[None, :, None]], dim=2)
 
 
-def prepare_first_frame(prompt: Tensor, negative: Tensor | None, latents: Tensor) -> Conditioning:
-    """Concat family, first frame known. `latents` [1, z, T, h, w] of `condition_video(first, None, ...)`."""
-    return Conditioning(prompt, negative, concat=_with_mask(latents, known_last=False))
-
-
-def prepare_first_last_frame(prompt: Tensor, negative: Tensor | None, latents: Tensor) -> Conditioning:
-    """Concat family, both ends known. `latents` [1, z, T, h, w] of `condition_video(first, last, ...)`."""
-    return Conditioning(prompt, negative, concat=_with_mask(latents, known_last=True))
+def prepare_concat(
+    prompt: Tensor, negative: Tensor | None, latents: Tensor, *, prefix_frames: int, with_last: bool
+) -> Conditioning:
+    """Concat family. `latents` [1, z, T, h, w] of `condition_video`, in which so many frames are known."""
+    mask = _known_mask(latents, prefix_frames, with_last)
+    return Conditioning(prompt, negative, concat=torch.cat([mask, latents], dim=1))
 
 
 def prepare_clean_first_frame(prompt: Tensor, negative: Tensor | None, latents: Tensor) -> Conditioning:
@@ -86,14 +88,16 @@ def prepare_clean_first_frame(prompt: Tensor, negative: Tensor | None, latents: 
     return Conditioning(prompt, negative, clean=latents)
 
 
-def _with_mask(latents: Tensor, known_last: bool) -> Tensor:
-    """Condition latents behind four mask channels: row k of latent frame t is 1 when pixel frame 4t+k-3 is known.
+def _known_mask(latents: Tensor, prefix_frames: int, with_last: bool) -> Tensor:
+    """[1, 4, T, h, w]: row k of latent frame t is 1 when pixel frame 4t+k-3 is known.
 
     The first latent frame stands for one pixel frame, which is repeated over its four rows.
     """
-    _, _, frames, height, width = latents.shape
-    mask = latents.new_zeros(1, TEMPORAL_STRIDE, frames, height, width)
-    mask[:, :, 0] = 1
-    if known_last:
-        mask[:, -1, -1] = 1
-    return torch.cat([mask, latents], dim=1)
+    _, _, count, height, width = latents.shape
+    rows = torch.arange(count * TEMPORAL_STRIDE, device=latents.device)
+    frame = (rows - TEMPORAL_STRIDE + 1).clamp(min=0)  # pixel frame of row 4t+k
+    known = frame < prefix_frames
+    if with_last:
+        known[-1] = True
+    mask = known.to(latents.dtype).view(count, TEMPORAL_STRIDE).T  # [4, T]
+    return mask[None, :, :, None, None].expand(1, TEMPORAL_STRIDE, count, height, width)

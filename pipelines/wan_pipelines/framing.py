@@ -1,30 +1,30 @@
 """Where the shown window lies inside the sampled frame.
 
-The model samples multiples of its stride; the plan shows a centred window of that. A condition image fills the
+The model samples multiples of its stride; the plan shows a centred window of that. A condition picture fills the
 window exactly, so what comes out is framed as what went in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from wan_pipelines.pixels import cover_crop, load_image
+from wan_pipelines.pixels import cover_crop
 from wan_pipelines.plan import RenderPlan
 
 
-def condition_image(path: Path, plan: RenderPlan) -> Tensor:
-    """The image as the model sees it: [3, sample height, sample width] in [-1, 1].
+def condition_image(picture: Image.Image, plan: RenderPlan) -> Tensor:
+    """The picture as the model sees it: [3, sample height, sample width] in [-1, 1].
 
     Outside the window the edge is repeated; those rows and columns are cut off after decoding.
     """
     width, height = plan.visible_size
     left, top = _margins(plan)
     right, bottom = plan.sample_width - width - left, plan.sample_height - height - top
-    pixels = cover_crop(load_image(path), width, height) * 2 - 1
+    pixels = cover_crop(picture, width, height) * 2 - 1
     return functional.pad(pixels[None], (left, right, top, bottom), mode="replicate")[0]
 
 
@@ -35,13 +35,16 @@ def visible(frames: Tensor, plan: RenderPlan) -> Tensor:
     return frames[:, :, top : top + height, left : left + width]
 
 
-def first_frames(chunks: Iterator[Tensor], frames: int) -> Iterator[Tensor]:
-    """Exactly the first `frames` frames of a stream of [f, 3, H, W]; the rest is not computed."""
-    left = frames
-    while left > 0:
-        chunk = next(chunks)[:left]
-        left -= chunk.shape[0]
-        yield chunk
+def frames_between(chunks: Iterator[Tensor], start: int, stop: int) -> Iterator[Tensor]:
+    """Frames `start` to `stop` - 1 of a stream of [f, 3, H, W]; what follows is not computed.
+
+    A chunk that lies before them comes as an empty one, so that whoever waits sees the stream go on.
+    """
+    done = 0
+    while done < stop:
+        chunk = next(chunks)
+        yield chunk[max(0, start - done) : stop - done]
+        done += chunk.shape[0]
 
 
 def _margins(plan: RenderPlan) -> tuple[int, int]:

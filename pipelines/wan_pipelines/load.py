@@ -48,8 +48,8 @@ def silence_progress_bars() -> None:
 
 
 def ensure_checkpoint(profile: Profile, folder: Path) -> None:
-    """Build the checkpoint of an embedded profile when its folder is not there yet."""
-    if profile.embedded and not (folder / "model_index.json").is_file():
+    """Build the miniature of a profile with random weights when its folder is not there yet."""
+    if profile.weights_from == "random" and not (folder / "model_index.json").is_file():
         from wan_pipelines.tiny import build_tiny, tiny_spec
 
         build_tiny(tiny_spec(profile), folder)

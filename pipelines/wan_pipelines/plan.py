@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +15,10 @@ from wan_pipelines.sizes import output_size, sample_size, visible_size
 
 #: noise levels of training; timesteps are sigma times this
 TRAIN_TIMESTEPS = 1000
+#: lengths come in whole milliseconds, so the last frame of a clip may seem cut by half of one
+ROUNDING_S = 0.0006
+#: what a video can begin with
+STARTS = ("first_frame", "first_clip")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +30,15 @@ class PlanRequest:
     negative_prompt: str | None
     #: "720P" | "1080P"
     resolution: str
-    #: width / height of the first frame
+    #: width / height of the first frame or clip, or as wished for a video from text alone
     aspect: float
     seconds: int
     seed: int
     watermark: bool = False
-    #: roles of the media that come with the request
+    #: roles of the media that condition the video; none is a video from text alone
     media: tuple[str, ...] = ("first_frame",)
+    #: length of first_clip
+    clip_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +56,7 @@ class RenderPlan:
     seconds: int
     #: frames of the video: fps * seconds
     frames: int
-    #: frames that are sampled: the smallest 4n+1 that covers them
+    #: frames that are sampled: the smallest 4n+1 that covers the prefix and what is new
     sample_frames: int
     seed: int
     sampler: str
@@ -59,6 +67,10 @@ class RenderPlan:
     guidance_low: float
     boundary: float | None
     watermark: bool
+    #: frames at the start of the video that are the clip's own
+    clip_frames: int = 0
+    #: frames at the start of the sample that repeat the clip's end and are not shown: 4n+1, or 0 without a clip
+    prefix_frames: int = 0
 
     @property
     def steps(self) -> int:
@@ -89,9 +101,10 @@ class RenderPlan:
 
 def make_plan(profile: Profile, request: PlanRequest) -> RenderPlan:
     """Resolve a request against a profile. Raises PlanError naming the field and the limit."""
-    _check_media(profile, request.media)
-    frames, sample_frames = _frames(profile, request.seconds)
-    width, height = output_size(request.resolution, request.aspect)
+    check_media(profile, request.media)
+    counts = _count_frames(profile, request)
+    shape_of = "first_clip" if "first_clip" in request.media else "first_frame"
+    width, height = output_size(request.resolution, request.aspect, shape_of)
     sample_width, sample_height = sample_size(width, height, profile.size_multiple, profile.sample_pixels)
     return RenderPlan(
         model=profile.name,
@@ -103,8 +116,6 @@ def make_plan(profile: Profile, request: PlanRequest) -> RenderPlan:
         sample_height=sample_height,
         fps=profile.fps,
         seconds=request.seconds,
-        frames=frames,
-        sample_frames=sample_frames,
         seed=request.seed,
         sampler=profile.sampler,
         sigmas=flow_sigmas(profile.sampler, profile.steps, profile.shift),
@@ -113,7 +124,24 @@ def make_plan(profile: Profile, request: PlanRequest) -> RenderPlan:
         guidance_low=profile.guidance_low,
         boundary=profile.boundary,
         watermark=request.watermark,
+        **counts,
     )
+
+
+def check_media(profile: Profile, media: Collection[str]) -> None:
+    """Raises PlanError naming a role that the model does not take, that lacks its partner, or that is missing."""
+    for role in media:
+        if role not in profile.inputs:
+            takes = ", ".join(profile.inputs)
+            raise PlanError(f"input.{role}: model {profile.name} does not take it (it takes {takes})")
+    starts = [role for role in STARTS if role in media]
+    if len(starts) > 1:
+        raise PlanError("input.first_clip: cannot be combined with first_frame")
+    if not starts and "last_frame" in media:
+        raise PlanError("input.last_frame: needs first_frame or first_clip")
+    if not starts and not profile.text_only:
+        needs = " or ".join(role for role in STARTS if role in profile.inputs)
+        raise PlanError(f"input.first_frame: model {profile.name} makes no video from text alone; it needs {needs}")
 
 
 def flow_sigmas(sampler: str, steps: int, shift: float) -> tuple[float, ...]:
@@ -129,17 +157,35 @@ def flow_sigmas(sampler: str, steps: int, shift: float) -> tuple[float, ...]:
     return (*(shift * s / (1 + (shift - 1) * s) for s in even), 0.0)
 
 
-def _check_media(profile: Profile, media: tuple[str, ...]) -> None:
-    for role in media:
-        if role not in profile.inputs:
-            takes = ", ".join(profile.inputs)
-            raise PlanError(f"input.{role}: model {profile.name} does not take it (it takes {takes})")
+def _count_frames(profile: Profile, request: PlanRequest) -> dict[str, int]:
+    """The plan's numbers of frames, by field."""
+    clip = _clip_frames(profile, request)
+    prefix = min(profile.prefix_frames, _whole_latents(clip)) if clip else 0
+    longest = (profile.max_frames - prefix + clip) // profile.fps
+    if not 1 <= request.seconds <= longest:
+        behind = f" behind a clip of {request.clip_seconds:g} s" if clip else ""
+        limit = f"between 1 and {longest} with model {profile.name}{behind}"
+        raise PlanError(f"input.duration: must be {limit} (got {request.seconds})")
+    frames = profile.fps * request.seconds
+    if frames <= clip:
+        raise PlanError(
+            "input.duration: must be longer than first_clip, which is part of the video "
+            f"(got {request.seconds} s and a clip of {request.clip_seconds:g} s)"
+        )
+    sampled = _whole_latents(prefix + frames - clip + TEMPORAL_STRIDE - 1)
+    return {"frames": frames, "clip_frames": clip, "prefix_frames": prefix, "sample_frames": sampled}
 
 
-def _frames(profile: Profile, seconds: int) -> tuple[int, int]:
-    """Frames to show and frames to sample."""
-    if not 1 <= seconds <= profile.max_seconds:
-        limit = f"between 1 and {profile.max_seconds} with model {profile.name}"
-        raise PlanError(f"input.duration: must be {limit} (got {seconds})")
-    frames = profile.fps * seconds
-    return frames, -(-(frames - 1) // TEMPORAL_STRIDE) * TEMPORAL_STRIDE + 1
+def _clip_frames(profile: Profile, request: PlanRequest) -> int:
+    """Frames of the video that the clip fills, 0 without a clip."""
+    if "first_clip" not in request.media:
+        return 0
+    frames = math.floor(((request.clip_seconds or 0.0) + ROUNDING_S) * profile.fps)
+    if frames < 1:
+        raise PlanError(f"input.first_clip: must be at least one frame long (got {request.clip_seconds} s)")
+    return frames
+
+
+def _whole_latents(frames: int) -> int:
+    """The largest 4n+1 within so many frames."""
+    return (frames - 1) // TEMPORAL_STRIDE * TEMPORAL_STRIDE + 1

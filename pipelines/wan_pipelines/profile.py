@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 from wan_pipelines.errors import ProfileError
 
 Role = Literal["first_frame", "last_frame", "driving_audio", "first_clip"]
+WeightsFrom = Literal["shipped", "random", "repository"]
 #: pixel frames per latent frame after the first one, the same in every Wan VAE
 TEMPORAL_STRIDE = 4
 
@@ -46,6 +47,10 @@ class Profile:
     #: guidance scale at high noise, and the only one when there is no boundary; 1 means no second forward
     guidance_high: Annotated[float, Field(ge=1)]
     guidance_low: Annotated[float, Field(ge=1)]
+    #: it also makes a video from the prompt alone
+    text_only: bool = False
+    #: most frames of a clip's end that the model sees when it goes on from there, 4n+1
+    prefix_frames: Annotated[int, Field(ge=1)] = 17
     #: fraction of the noise range below which the low-noise expert takes over; None for a single expert
     boundary: Annotated[float | None, Field(gt=0, lt=1)] = None
     #: pixel budget of the sample; None samples at the output size
@@ -57,24 +62,26 @@ class Profile:
     #: GPU memory with everything resident
     gpu_gib: Annotated[float, Field(ge=0)] = 0.0
     disk_gb: Annotated[float, Field(ge=0)] = 0.0
+    #: "shipped": in the config folder; "random": a miniature made on first use; "repository": to be downloaded
+    weights_from: WeightsFrom = "repository"
     #: Hugging Face repository in diffusers layout
     repository: str | None = None
-    #: the checkpoint is made on first use, nothing to download
-    embedded: bool = False
 
     @model_validator(mode="after")
     def _check_together(self) -> Profile:
         if self.max_frames % TEMPORAL_STRIDE != 1:
             raise ValueError(f"max_frames: must be 4n+1 (got {self.max_frames})")
-        if self.embedded == (self.repository is not None):
-            raise ValueError("repository: is needed unless embedded, and only then")
+        if self.prefix_frames % TEMPORAL_STRIDE != 1 or self.prefix_frames >= self.max_frames:
+            raise ValueError(f"prefix_frames: must be 4n+1 and below max_frames (got {self.prefix_frames})")
+        if (self.weights_from == "repository") != (self.repository is not None):
+            raise ValueError('repository: is needed with weights_from = "repository", and only then')
         if self.sample_pixels is not None and self.sample_pixels < self.size_multiple**2:
             raise ValueError(f"sample_pixels: must be at least size_multiple squared ({self.size_multiple**2})")
         return self
 
     @property
     def max_seconds(self) -> int:
-        """Longest video in whole seconds."""
+        """Longest video in whole seconds, sampled in one go from its first frame on."""
         return self.max_frames // self.fps
 
     @property
@@ -95,6 +102,11 @@ def load_profile(name: str, config_dir: Path) -> Profile:
 def list_profiles(config_dir: Path) -> list[Profile]:
     """Every profile in `config_dir/models`, by name."""
     return [_parse(path) for path in sorted((config_dir / "models").glob("*.toml"), key=lambda path: path.stem)]
+
+
+def checkpoint_folder(profile: Profile, weights_dir: Path, config_dir: Path) -> Path:
+    """Where the profile's weights lie: beside the configs when they are shipped with them."""
+    return (config_dir if profile.weights_from == "shipped" else weights_dir) / profile.name
 
 
 def _parse(path: Path) -> Profile:

@@ -7,26 +7,25 @@ checkpoint, with the same result to the last bit. Knows no queue: what calls it 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from wan_pipelines.conditioning import (
-    Conditioning,
-    condition_video,
-    prepare_clean_first_frame,
-    prepare_first_frame,
-    prepare_first_last_frame,
-)
+from wan_pipelines.clip import shown_frames, upright
+from wan_pipelines.conditioning import Conditioning, condition_video, prepare_clean_first_frame, prepare_concat
 from wan_pipelines.denoise import Guidance, denoise
 from wan_pipelines.errors import RenderError
-from wan_pipelines.framing import condition_image, first_frames, visible
+from wan_pipelines.framing import condition_image, frames_between, visible
 from wan_pipelines.load import Checkpoint, ensure_checkpoint, load_checkpoint, silence_progress_bars
 from wan_pipelines.mp4 import Mp4Spec, Mp4Writer, VideoFacts
-from wan_pipelines.plan import RenderPlan
+from wan_pipelines.pixels import cover_crop, load_image
+from wan_pipelines.plan import RenderPlan, check_media
 from wan_pipelines.profile import TEMPORAL_STRIDE, Profile
 from wan_pipelines.resume import StepSaver, resume
 from wan_pipelines.samplers import make_sampler
@@ -34,19 +33,29 @@ from wan_pipelines.tensorfile import load_tensors, read_metadata, save_tensors
 from wan_pipelines.text import TextStates, encode_text
 from wan_pipelines.vae import encode_frames, stream_decode
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """Local image files that condition the video."""
+    """Local files that condition the video; without any it comes from the text alone."""
 
-    first_frame: Path | None
+    first_frame: Path | None = None
     last_frame: Path | None = None
+    first_clip: Path | None = None
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The files that are given, by role."""
+        paths = {"first_frame": self.first_frame, "last_frame": self.last_frame, "first_clip": self.first_clip}
+        return {role: path for role, path in paths.items() if path is not None}
 
     def digest(self) -> str:
-        """Changes when any file's bytes do."""
+        """Changes when any file's bytes or role do."""
         digest = hashlib.sha256()
-        for path in (self.first_frame, self.last_frame):
-            digest.update(hashlib.sha256(path.read_bytes()).digest() if path else b"none")
+        for role, path in self.files.items():
+            with path.open("rb") as file:
+                digest.update(role.encode() + hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
 
@@ -76,7 +85,7 @@ class Renderer:
     def load(
         cls, profile: Profile, folder: Path, device: str, dtype: str | None = None, checkpoint_every_s: float = 30.0
     ) -> Renderer:
-        """Load the checkpoint in `folder` (the one with `model_index.json`), building an embedded one first.
+        """Load the checkpoint in `folder` (the one with `model_index.json`), building a random one first.
 
         `device` is a torch device or "auto". Raises CheckpointError.
         """
@@ -89,7 +98,7 @@ class Renderer:
 
     @torch.inference_mode()
     def encode(self, plan: RenderPlan, media: Media, out: Path, beat: Callable[[], None]) -> EncodeReport:
-        """Texts and images to conditions in `out`. `beat` is called between pieces of work and may raise."""
+        """Texts and media to conditions in `out`. `beat` is called between pieces of work and may raise."""
         self._check_plan(plan)
         beat()
         prompt = self._encode_text(plan.prompt)
@@ -136,20 +145,36 @@ class Renderer:
 
     @torch.inference_mode()
     def decode(
-        self, plan: RenderPlan, latents: Path, out: Path, sound: Path | None, on_frames: Callable[[int, int], None]
+        self,
+        plan: RenderPlan,
+        latents: Path,
+        out: Path,
+        sound: Path | None,
+        on_frames: Callable[[int, int], None],
+        clip: Path | None = None,
     ) -> VideoFacts:
-        """Latents to an MP4 in `out`. `on_frames(done, frames)` comes after each chunk and may raise."""
+        """Latents to an MP4 in `out`, behind the frames of `clip` that the plan counts.
+
+        `on_frames(done, frames)` comes after each chunk and may raise.
+        """
         self._check_plan(plan)
+        _check_clip(plan, clip)
         _metadata_for(plan, latents)
         tensor = load_tensors(latents, self.device)["latents"]
         spec = Mp4Spec(plan.width, plan.height, plan.fps, plan.frames, sound=sound, watermark=plan.watermark)
         with Mp4Writer(out, spec) as writer:
             done = 0
-            for chunk in first_frames(stream_decode(self.checkpoint.vae, tensor), plan.frames):
-                writer.write(visible(chunk, plan))
+            for chunk in chain(_clip_frames(plan, clip), self._new_frames(plan, tensor)):
+                writer.write(chunk)
                 done += chunk.shape[0]
                 on_frames(done, plan.frames)
         return writer.facts
+
+    def _new_frames(self, plan: RenderPlan, latents: Tensor) -> Iterator[Tensor]:
+        """The sampled frames that are shown, [f, 3, visible height, visible width] in [0, 1]."""
+        stop = plan.prefix_frames + plan.frames - plan.clip_frames
+        for chunk in frames_between(stream_decode(self.checkpoint.vae, latents), plan.prefix_frames, stop):
+            yield visible(chunk, plan)
 
     def _check_plan(self, plan: RenderPlan) -> None:
         if plan.model != self.profile.name:
@@ -162,23 +187,27 @@ class Renderer:
     def _condition(
         self, plan: RenderPlan, media: Media, prompt: TextStates, negative: TextStates | None, beat: Callable[[], None]
     ) -> Conditioning:
-        """Pick the `prepare_*` of this combination of inputs."""
-        if media.first_frame is None:
-            raise RenderError(f"model {self.profile.name} needs a first frame")
-        first = condition_image(media.first_frame, plan).to(self.device)
-        last = condition_image(media.last_frame, plan).to(self.device) if media.last_frame else None
+        """What this family is told about these media."""
+        check_media(self.profile, media.files)
+        _check_clip(plan, media.first_clip)
         texts = prompt.states, negative.states if negative else None
+        prefix = self._frames(_prefix_pictures(plan, media, beat), plan)
         if self.profile.conditioning == "expand_timesteps":
-            if last is not None:
-                raise RenderError(f"model {self.profile.name} does not take a last frame")
-            return prepare_clean_first_frame(*texts, self._encode_video(first, None, 1, beat))
-        latents = self._encode_video(first, last, plan.sample_frames, beat)
-        if last is None:
-            return prepare_first_frame(*texts, latents)
-        return prepare_first_last_frame(*texts, latents)
+            if not len(prefix):
+                return Conditioning(*texts)
+            return prepare_clean_first_frame(*texts, self._encode_video(prefix, None, len(prefix), beat))
+        last = self._frames([load_image(media.last_frame)], plan)[0] if media.last_frame else None
+        latents = self._encode_video(prefix, last, plan.sample_frames, beat)
+        return prepare_concat(*texts, latents, prefix_frames=len(prefix), with_last=last is not None)
 
-    def _encode_video(self, first: Tensor, last: Tensor | None, frames: int, beat: Callable[[], None]) -> Tensor:
-        chunks = condition_video(first, last, frames)
+    def _frames(self, pictures: Iterable[Image.Image], plan: RenderPlan) -> Tensor:
+        """[n, 3, sample height, sample width] in [-1, 1] on the device; n may be 0."""
+        frames = [condition_image(picture, plan) for picture in pictures]
+        empty = torch.empty(0, 3, plan.sample_height, plan.sample_width)
+        return (torch.stack(frames) if frames else empty).to(self.device)
+
+    def _encode_video(self, prefix: Tensor, last: Tensor | None, frames: int, beat: Callable[[], None]) -> Tensor:
+        chunks = condition_video(prefix, last, frames)
         return encode_frames(self.checkpoint.vae, _beating(chunks, beat))
 
     def _latent_shape(self, plan: RenderPlan) -> tuple[int, ...]:
@@ -200,7 +229,28 @@ def _metadata_for(plan: RenderPlan, path: Path) -> dict[str, str]:
     return metadata
 
 
-def _beating(chunks: Iterator[Tensor], beat: Callable[[], None]) -> Iterator[Tensor]:
-    for chunk in chunks:
+def _check_clip(plan: RenderPlan, clip: Path | None) -> None:
+    if (clip is None) != (plan.clip_frames == 0):
+        raise RenderError(f"the plan counts {plan.clip_frames} frames of first_clip, which is not what came with it")
+
+
+def _prefix_pictures(plan: RenderPlan, media: Media, beat: Callable[[], None]) -> Iterator[Image.Image]:
+    """The pictures that the model is shown at the start: the first frame, or the end of the clip."""
+    if media.first_frame is not None:
+        yield load_image(media.first_frame)
+    if media.first_clip is not None:
+        shown = _beating(shown_frames(media.first_clip, plan.fps, plan.clip_frames), beat)
+        yield from (upright(frame) for frame in islice(shown, plan.clip_frames - plan.prefix_frames, None))
+
+
+def _clip_frames(plan: RenderPlan, clip: Path | None) -> Iterator[Tensor]:
+    """The clip's frames at the size of the video, [1, 3, height, width] in [0, 1] each."""
+    if clip is not None:
+        for frame in shown_frames(clip, plan.fps, plan.clip_frames):
+            yield cover_crop(upright(frame), plan.width, plan.height)[None]
+
+
+def _beating(items: Iterable[T], beat: Callable[[], None]) -> Iterator[T]:
+    for item in items:
         beat()
-        yield chunk
+        yield item

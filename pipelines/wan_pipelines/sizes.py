@@ -1,6 +1,6 @@
 """How large the output is and how large it is sampled. No torch.
 
-`resolution` is a budget of pixels and the shape follows the first frame:
+`resolution` is a budget of pixels and the shape follows the first frame or clip:
 
 * Within 1 % of a well-known aspect the size is the published one: 720P 1280x720, 720x1280, 960x960, 1104x832,
   832x1104; 1080P 1920x1080, 1080x1920, 1440x1440, 1648x1248, 1248x1648.
@@ -24,15 +24,15 @@ _ASPECTS = (16 / 9, 9 / 16, 1.0, 4 / 3, 3 / 4)
 _SNAP = 0.01
 
 
-def output_size(resolution: str, aspect: float) -> tuple[int, int]:
-    """Width and height of the video, both even. `aspect` is width / height of the first frame.
+def output_size(resolution: str, aspect: float, field: str = "first_frame") -> tuple[int, int]:
+    """Width and height of the video, both even. `aspect` is width / height of the input `field`.
 
     Raises PlanError for an unknown resolution and for aspects outside 1:8 to 8:1.
     """
     if resolution not in BUDGETS:
         raise PlanError(f"input.resolution: must be one of {', '.join(BUDGETS)} (got {resolution!r})")
     if not 1 / MAX_ASPECT <= aspect <= MAX_ASPECT:
-        raise PlanError(f"input.first_frame: aspect ratio must be between 1:8 and 8:1 (got {aspect:.3g})")
+        raise PlanError(f"input.{field}: aspect ratio must be between 1:8 and 8:1 (got {aspect:.3g})")
     for nominal, size in zip(_ASPECTS, _WELL_KNOWN[resolution], strict=True):
         if abs(aspect / nominal - 1) <= _SNAP:
             return size

@@ -41,7 +41,7 @@ class TinySpec:
 
 
 def tiny_spec(profile: Profile) -> TinySpec:
-    """The miniature that fits an embedded profile."""
+    """The miniature that fits a profile with random weights."""
     return TinySpec(expand_timesteps=profile.conditioning == "expand_timesteps", boundary=profile.boundary)
 
 

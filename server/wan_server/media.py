@@ -17,6 +17,8 @@ SLACK_S = 0.1
 MAX_ASPECT = 8
 
 ROLES = ("first_frame", "last_frame", "driving_audio", "first_clip")
+#: those that condition the picture
+VISUAL = ("first_frame", "last_frame", "first_clip")
 NO_MEDIA = "At least one media input is required (first_frame, last_frame, driving_audio, or first_clip)."
 #: the closed list of inputs that may come together
 COMBINATIONS = frozenset(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 from rich.table import Column, Table
 
-from wan_pipelines.profile import Profile, list_profiles
+from wan_pipelines.profile import Profile, checkpoint_folder, list_profiles
 from wan_server.settings import Settings
 
 if TYPE_CHECKING:
@@ -31,20 +31,22 @@ def print_models(settings: Settings) -> None:
             profile.name,
             profile.weights,
             profile.licence,
-            ", ".join(profile.inputs),
+            ", ".join((*profile.inputs, *(["text alone"] if profile.text_only else []))),
             f"{profile.max_seconds} s",
-            installed(profile, settings.weights),
+            installed(profile, checkpoint_folder(profile, settings.weights, settings.configs)),
             verdict(profile, memory),
         )
     Console().print(table)
 
 
-def installed(profile: Profile, weights: Path) -> str:
-    """Whether the weights lie where the worker looks for them."""
-    if profile.embedded:
-        return "built in"
-    folder = weights / profile.name
-    return "yes" if (folder / "model_index.json").is_file() else f"no: put {profile.repository} in {folder}"
+def installed(profile: Profile, folder: Path) -> str:
+    """Whether the weights lie in `folder`, where the worker looks for them."""
+    is_there = (folder / "model_index.json").is_file()
+    if profile.weights_from == "repository":
+        return "yes" if is_there else f"no: put {profile.repository} in {folder}"
+    if profile.weights_from == "shipped" and not is_there:
+        return f"no: {folder} is missing from the installation"
+    return "built in"
 
 
 def verdict(profile: Profile, gpus_gib: list[float]) -> str:

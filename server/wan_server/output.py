@@ -8,12 +8,15 @@ from typing import Any, Final
 from wan_pipelines.plan import RenderPlan
 from wan_pipelines.profile import Profile
 from wan_server.job import Job
+from wan_server.media import VISUAL
 from wan_server.probe import Probe
 
 Json = dict[str, Any]
 
 #: differences of less than two video frames are not worth a word
 SOUND_SLACK_S: Final = 0.1
+#: rates that differ by less, as 23.976 and 24 do, show the same frames
+RATE_SLACK: Final = 0.01
 #: share of an image that may go in rounding sizes to what the encoder takes
 CROP_SLACK: Final = 0.02
 
@@ -37,9 +40,11 @@ def output_of(job: Job, profile: Profile, video: str, made: Ingredients) -> Json
 
 
 def task_type(roles: set[str]) -> str:
-    """The hosted app's name for what is done."""
+    """The hosted app's name for what is done; "text" when no picture is given."""
     if "first_clip" in roles:
         return "continuation"
+    if "first_frame" not in roles:
+        return "text"
     return "first+last frame" if "last_frame" in roles else "first frame"
 
 
@@ -63,6 +68,7 @@ def _video_meta(job: Job, profile: Profile, made: Ingredients) -> Json:
             "sampled_width": plan.sample_width,
             "sampled_height": plan.sample_height,
             "sampled_frames": plan.sample_frames,
+            **_clip_facts(plan),
             "sampler": plan.sampler,
             "steps": len(plan.sigmas) - 1,
             "shift": plan.shift,
@@ -97,13 +103,34 @@ def not_honoured(job: Job, made: Ingredients, plan: RenderPlan) -> list[str]:
     notes += _crop_notes(made.prepared["probes"], plan)
     if sound := made.prepared["probes"].get("driving_audio"):
         notes += _sound_notes(sound["seconds"], plan.seconds)
+    if clip := made.prepared["probes"].get("first_clip"):
+        notes += _clip_notes(clip, made.facts, plan)
+    return notes
+
+
+def _clip_facts(plan: RenderPlan) -> Json:
+    """How much of a continued video is the clip, and how much of its end the model was shown."""
+    return {"clip_frames": plan.clip_frames, "prefix_frames": plan.prefix_frames} if plan.clip_frames else {}
+
+
+def _clip_notes(clip: Json, facts: Json, plan: RenderPlan) -> list[str]:
+    notes = []
+    if clip["fps"] and abs(clip["fps"] / plan.fps - 1) > RATE_SLACK:
+        notes.append(
+            f"input.first_clip: has {clip['fps']:g} frames per second, the video has {plan.fps}; "
+            "frames of it were left out or shown twice"
+        )
+    if clip["has_audio"] and facts["audio_seconds"] < plan.seconds - SOUND_SLACK_S:
+        notes.append(
+            f"input.first_clip: its sound ends after {facts['audio_seconds']:.1f} s; the rest of the video is silent"
+        )
     return notes
 
 
 def _crop_notes(probes: Json, plan: RenderPlan) -> list[str]:
-    """Images of another shape than the video are scaled to fill it and lose their edges."""
+    """Pictures of another shape than the video are scaled to fill it and lose their edges."""
     notes = []
-    for role in ("first_frame", "last_frame"):
+    for role in VISUAL:
         if probe := probes.get(role):
             shown = probe["width"] / probe["height"] * plan.height / plan.width
             lost = 1 - min(shown, 1 / shown)

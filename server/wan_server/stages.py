@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wan_pipelines.plan import PlanError, PlanRequest, RenderPlan, make_plan
+from wan_pipelines.plan import STARTS, PlanError, PlanRequest, RenderPlan, make_plan
 from wan_pipelines.profile import Profile
 from wan_server import media
 from wan_server.errors import InvalidInput, NotFound, WanboxError
@@ -29,6 +29,8 @@ from wan_server.settings import Settings
 if TYPE_CHECKING:
     from wan_pipelines.renderer import Renderer
 
+#: shape of a video from text alone, width / height
+TEXT_ASPECT = 16 / 9
 CONDITIONING = "conditioning.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
 LATENTS = "latents.safetensors"
@@ -62,18 +64,18 @@ class Stages:
 
     def plan(self, job: Job, prepared: dict[str, Any], extension: dict[str, Any]) -> RenderPlan:
         """Every number of the render. Raises InvalidInput when the model cannot do it."""
-        lead = Probe.from_json(prepared["probes"]["first_frame"])
-        if not lead.width or not lead.height:  # the check of an image role refuses such files
-            raise InvalidInput("input.first_frame: has no size")
+        probes = {role: Probe.from_json(probe) for role, probe in prepared["probes"].items()}
+        clip = probes.get("first_clip")
         request = PlanRequest(
             prompt=extension["prompt"],
             negative_prompt=job.input.get("negative_prompt"),
             resolution=job.input["resolution"],
             seconds=job.input["duration"],
-            aspect=lead.width / lead.height,
+            aspect=_aspect(probes),
             seed=job.seed,
             watermark=bool(job.input.get("watermark")),
-            media=tuple(role for role in prepared["files"] if role in ("first_frame", "last_frame", "first_clip")),
+            media=tuple(role for role in media.VISUAL if role in probes),
+            clip_seconds=clip.seconds if clip else None,
         )
         try:
             return make_plan(self.profile, request)
@@ -81,13 +83,13 @@ class Stages:
             raise InvalidInput(str(error)) from None
 
     def encode(self, job: Job, plan: RenderPlan, prepared: dict[str, Any], report: Reporter) -> dict[str, Any]:
-        """Text and images to conditioning tensors. Returns the renderer's report."""
+        """Text and media to conditioning tensors. Returns the renderer's report."""
         from wan_pipelines.renderer import Media
 
         with ExitStack() as stack, self._work(job) as work:
-            images = {role: self._local(stack, prepared, role) for role in ("first_frame", "last_frame")}
+            given = {role: self._local(stack, prepared, role) for role in media.VISUAL}
             out = work / CONDITIONING
-            facts = self.renderer.encode(plan, Media(**images), out, report.beat)
+            facts = self.renderer.encode(plan, Media(**given), out, report.beat)
             self.files.scratch_put(job.id, CONDITIONING, out)
         return asdict(facts)
 
@@ -113,9 +115,11 @@ class Stages:
         """Latents to an MP4 in the store. Returns `{file: id, facts}`."""
         with ExitStack() as stack, self._work(job) as work:
             self._need(job, LATENTS, work)
-            sound = self._local(stack, prepared, "driving_audio")
+            clip = self._local(stack, prepared, "first_clip")
+            is_heard = clip is not None and prepared["probes"]["first_clip"]["has_audio"]
+            sound = clip if is_heard else self._local(stack, prepared, "driving_audio")
             out = work / "video.mp4"
-            facts = self.renderer.decode(plan, work / LATENTS, out, sound, report.step)
+            facts = self.renderer.decode(plan, work / LATENTS, out, sound, report.step, clip)
             name = f"{job.app.rsplit('/', 1)[-1]}-{job.id[:8]}.mp4"
             record = self.files.ingest(out, filename=name, content_type="video/mp4", task_id=job.id, role="output")
         return {"file": record.id, "facts": asdict(facts)}
@@ -182,6 +186,16 @@ class Stages:
         folder = self._folder(job)
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
+
+
+def _aspect(probes: dict[str, Probe]) -> float:
+    """Width / height of the picture that the video begins with."""
+    for role in STARTS:
+        if probe := probes.get(role):
+            if not probe.width or not probe.height:  # the check of the role refuses such files
+                raise InvalidInput(f"input.{role}: has no size")
+            return probe.width / probe.height
+    return TEXT_ASPECT
 
 
 def _stamp(path: Path) -> int | None:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from wan_pipelines.errors import PlanError
-from wan_pipelines.plan import PlanRequest, make_plan
+from wan_pipelines.plan import PlanRequest, check_media, make_plan
 from wan_pipelines.profile import Profile
 from wan_server import media
 from wan_server.appref import AppRef
@@ -22,9 +22,10 @@ from wan_server.clock import timestamp
 from wan_server.errors import Conflict, InvalidInput, InvalidRequest, NotFound, SessionNotFound, TooManyRequests
 from wan_server.files import FileStore
 from wan_server.ids import derived_id, is_id, new_id
-from wan_server.inputs import MediaResolver, Resolved
+from wan_server.inputs import MediaResolver, Resolved, examine
 from wan_server.job import Job, JobState
 from wan_server.keys import Principal
+from wan_server.probe import Probe
 from wan_server.schema import MAX_SEED, GenerateInput, RunRequest, parse_input, parse_run
 from wan_server.settings import Settings
 from wan_server.urls import check_url
@@ -89,7 +90,7 @@ class Submitter:
         parsed, notes = parse_input(request.input)
         given = media_of(parsed)
         check_request(self.profile, parsed, hosted_caps=self.settings.hosted_page_caps)
-        resolved = self._resolve(resolver, given)
+        resolved = self._resolve(resolver, parsed)
         return Job(
             id=job_id,
             app=app.full_name,
@@ -104,14 +105,16 @@ class Submitter:
             options=options,
         )
 
-    def _resolve(self, resolver: MediaResolver, given: dict[str, str]) -> list[Resolved]:
+    def _resolve(self, resolver: MediaResolver, parsed: GenerateInput) -> list[Resolved]:
         """Resolve all or, when one is refused, keep none of the inline media of this request."""
         with ExitStack() as undo:
             resolved = []
-            for role, value in given.items():
+            for role, value in media_of(parsed).items():
                 item = resolver.resolve(role, value)
                 if item.record and self.files.id_of(value) != item.record.id:
                     undo.callback(self.files.delete, item.record.id)
+                if item.record and role == "first_clip":
+                    check_plan(self.profile, parsed, examine(self.files, self.files.get(item.record.id)))
                 resolved.append(item)
             undo.pop_all()
         return resolved
@@ -168,18 +171,29 @@ def check_request(profile: Profile, parsed: GenerateInput, *, hosted_caps: bool)
         raise InvalidInput(f"input: {problem}")
     if hosted_caps:
         _check_caps(parsed)
-    listened = tuple(role for role in given if role != "driving_audio")
+    check_plan(profile, parsed, None)
+
+
+def check_plan(profile: Profile, parsed: GenerateInput, clip: Probe | None) -> None:
+    """What the model cannot do. Without a look at the `clip` that is given, its length is left to the worker.
+
+    Raises InvalidInput naming field and limit.
+    """
+    given = tuple(role for role in media_of(parsed) if role in media.VISUAL)
     request = PlanRequest(
         prompt=parsed.prompt or "",
         negative_prompt=parsed.negative_prompt,
         resolution=parsed.resolution,
-        aspect=1.0,  # the real one is checked with the first frame's own limits
+        aspect=1.0,  # the real one is checked with the limits of the picture itself
         seconds=parsed.duration,
         seed=0,
-        media=listened,
+        media=given,
+        clip_seconds=clip.seconds if clip else None,
     )
     try:
-        make_plan(profile, request)
+        check_media(profile, given)
+        if clip is not None or "first_clip" not in given:
+            make_plan(profile, request)
     except PlanError as error:
         raise InvalidInput(str(error)) from None
 

@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 import traceback
-from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer
@@ -23,7 +22,7 @@ from dbos._recovery import recover_pending_workflows  # keeps the count of attem
 from sqlalchemy.exc import SQLAlchemyError
 
 from wan_pipelines.errors import CheckpointError, ProfileError
-from wan_pipelines.profile import Profile, load_profile
+from wan_pipelines.profile import Profile, checkpoint_folder, load_profile
 from wan_server.files import FileStore
 from wan_server.progress import Pace
 from wan_server.queue import APPLICATION, WEBHOOK_QUEUE, WORKFLOW_VERSION, JobQueue, render_queue_of
@@ -139,7 +138,7 @@ def _work(settings: Settings, profile: Profile, queue: JobQueue, desk: Heartbeat
 
     try:
         device = pick_device(settings.device)
-        folder = weights_folder(settings, profile)
+        folder = checkpoint_folder(profile, settings.weights, settings.configs)
         renderer = Renderer.load(profile, folder, device, checkpoint_every_s=settings.checkpoint_every_s)
     except (CheckpointError, CannotStart) as error:
         logger.error("the worker cannot start: %s", error)
@@ -207,11 +206,6 @@ def pick_device(wish: str) -> str:
     if wish == "cuda" and not torch.cuda.is_available():
         raise CannotStart("device: cuda is asked for, but torch sees no CUDA device")
     return "cuda" if wish != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-def weights_folder(settings: Settings, profile: Profile) -> Path:
-    """Where the profile's weights lie."""
-    return settings.weights / profile.name
 
 
 def _stop_on_signals(stopping: threading.Event, supervised: bool) -> None:

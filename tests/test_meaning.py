@@ -1,0 +1,107 @@
+"""A photograph through HTTP and a look at the MP4: what was given must be seen in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import httpx
+import numpy as np
+import pytest
+import torch
+from inferencesh import Inference
+from PIL import Image
+from torch import Tensor
+
+from sdk_input import APP, COMPLETED
+from server_process import ROOT, Server
+from tinywan.measures import psnr
+
+SAMPLES = ROOT / "configs" / "samples"
+SIZE = (160, 90)  # what the model works at, without the rows that a 16:9 output cuts off
+
+Video = Callable[..., Tensor]
+
+
+@pytest.fixture
+def video(server: Server, tmp_path: Path) -> Video:
+    """Runs a job and returns its frames at the model's own size, [T, 3, H, W] in [0, 1]."""
+    client = Inference(api_key="any", base_url=server.base_url)
+
+    def run(**given: Any) -> Tensor:
+        files = {name: str(value) for name, value in given.items() if isinstance(value, Path)}
+        task = client.run({"app": APP, "input": {"resolution": "720P", "duration": 2, "seed": 3} | given | files})
+        assert isinstance(task, dict)
+        assert task["status"] == COMPLETED
+        path = tmp_path / "video.mp4"
+        path.write_bytes(httpx.get(task["output"]["video"]).raise_for_status().content)
+        return decoded(path)
+
+    return run
+
+
+def decoded(path: Path) -> Tensor:
+    with av.open(str(path)) as container:
+        return torch.stack([as_tensor(frame.to_image()) for frame in container.decode(video=0)])
+
+
+def as_tensor(image: Image.Image) -> Tensor:
+    """The middle of a picture at SIZE: [3, H, W] in [0, 1]."""
+    scale = max(SIZE[0] / image.width, SIZE[1] / image.height)
+    small = image.convert("RGB").resize(
+        (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
+    )
+    left, top = (small.width - SIZE[0]) // 2, (small.height - SIZE[1]) // 2
+    pixels = np.asarray(small.crop((left, top, left + SIZE[0], top + SIZE[1])), dtype=np.float32) / 255
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def window(picture: str, left: int, path: Path) -> Path:
+    """A 16:9 window of a sample picture, `left` pixels from its left edge."""
+    with Image.open(SAMPLES / picture) as image:
+        image.crop((left, 100, left + 432, 343)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("picture", ["coffee.jpg", "cat.jpg"])
+def test_the_video_begins_with_the_first_frame(video: Video, picture: str):
+    frames = video(first_frame=SAMPLES / picture, prompt="")
+    with Image.open(SAMPLES / picture) as image:
+        assert psnr(frames[0], as_tensor(image)) > 22
+
+
+def test_the_video_ends_with_the_last_frame(video: Video, tmp_path: Path):
+    first, last = window("astronaut.jpg", 10, tmp_path / "a.png"), window("astronaut.jpg", 60, tmp_path / "b.png")
+    frames = video(first_frame=first, last_frame=last, prompt="the camera pans right")
+    start, end = (as_tensor(Image.open(path)) for path in (first, last))
+    assert psnr(frames[0], start) > 21
+    assert psnr(frames[-1], end) > 19
+    assert psnr(frames[-1], end) > psnr(frames[-1], start) + 3
+
+
+def test_a_clip_keeps_its_own_frames(video: Video):
+    clip = decoded(SAMPLES / "rocket-pan.mp4")
+    frames = video(first_clip=SAMPLES / "rocket-pan.mp4", prompt="", duration=4)
+    assert len(frames) == 64
+    assert min(psnr(mine, theirs) for mine, theirs in zip(frames, clip, strict=False)) > 28
+    nearest = max(range(len(clip)), key=lambda index: psnr(frames[48], clip[index]))
+    assert nearest >= len(clip) - 4
+
+
+def test_a_seed_decides_the_video(video: Video):
+    one, again, other = (video(first_frame=SAMPLES / "cat.jpg", prompt="zoom out", seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert (one - other).abs().mean() > 0.002
+
+
+def test_the_embedded_model_calls_itself_a_demonstration(server: Server):
+    client = Inference(api_key="any", base_url=server.base_url)
+    given = {"first_frame": str(SAMPLES / "cat.jpg"), "duration": 2, "resolution": "720P"}
+    task = client.run({"app": APP, "input": given})
+    assert isinstance(task, dict)
+    extra = task["output"]["output_meta"]["outputs"][0]["extra"]
+    assert extra["model"] == "tiny"
+    assert "not a Wan release" in extra["weights"]
+    assert any("worked at" in note for note in extra["not_honoured"])
