@@ -114,19 +114,19 @@ def make_examples(
 
 
 def film_content(
-    recipe: Recipe, photos: list[Photo], rng: Random, frames: int, size: tuple[int, int], move: str | None = None
+    recipe: Recipe, photos: list[Photo], rng: Random, frames: int, size: tuple[int, int]
 ) -> tuple[Content, Tensor]:
-    """A clip [3, T, H, W] and what it shows: `move`, or any of the commands."""
+    """A clip [3, T, H, W] and what it shows: any of the commands, or a sprite that moves."""
     commands = ("pan_left", "pan_right", "pan_up", "pan_down", "zoom_in", "zoom_out", "static", None)
     speed = rng.choice(("slow", "normal", "normal", "fast"))
     jitter = 1 + rng.uniform(-1, 1) * recipe.data.speed_jitter
     pan, zoom = recipe.data.pan[speed] * jitter, recipe.data.zoom[speed] * jitter
-    sprite = random_sprite(rng, size) if move is None and rng.random() < recipe.data.sprites else None
+    sprite = random_sprite(rng, size) if rng.random() < recipe.data.sprites else None
     if sprite:
         move = rng.choice(("left", "right", "up", "down"))
         motion = sprite_motion(move, pan)
     else:
-        move = move or rng.choice(commands)
+        move = rng.choice(commands)
         motion = camera_motion(move or "zoom_in", pan, zoom)
     scene = any_scene(recipe, photos, rng, canvas_size(motion, frames, FULL))
     named = (sprite.colour, sprite.shape) if sprite else None
