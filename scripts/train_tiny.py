@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from tinywan.autoencoder import reconstruction_psnr, train_vae, with_statistics
@@ -36,6 +37,7 @@ class Run:
     work: Path
     #: of `time.monotonic()`
     deadline: float
+    device: torch.device
 
 
 def main(
@@ -43,13 +45,14 @@ def main(
     recipe: Annotated[Path, typer.Option(help="the numbers")] = TRAINING / "wan-tiny.toml",
     work: Annotated[Path, typer.Option(help="downloads and training state")] = ROOT / "out" / "tiny",
     out: Annotated[Path, typer.Option(help="the checkpoint")] = ROOT / "configs" / "tiny",
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
 ) -> None:
     """Train stage after stage and write the checkpoint."""
     deadline = time.monotonic() + 60 * minutes
     numbers = load_recipe(recipe)
     work.mkdir(parents=True, exist_ok=True)
     photos = load_photos(numbers.photos, work / "packages")
-    run = Run(numbers, load_commands(TRAINING / "commands.toml"), *photos, work, deadline)
+    run = Run(numbers, load_commands(TRAINING / "commands.toml"), *photos, work, deadline, torch.device(device))
     parts, autoencoder_done = frozen_parts(run)
     denoiser, done = train_denoiser(
         numbers, run.train, parts, work / "denoiser.pt", deadline if autoencoder_done else 0
@@ -69,11 +72,11 @@ def main(
 
 def frozen_parts(run: Run) -> tuple[Parts, bool]:
     """Autoencoder and text encoder, trained as far as the time allows, and whether they are finished."""
-    vae, vae_done = train_vae(run.recipe, run.train, run.work / "vae.pt", run.deadline)
+    vae, vae_done = train_vae(run.recipe, run.train, run.work / "vae.pt", run.deadline, run.device)
     vae = with_statistics(vae, run.recipe, run.train)
     print(f"autoencoder, held out: {reconstruction_psnr(vae, stills(run.held_out)).mean():.2f} dB")
     tokenizer = train_tokenizer(run.commands, run.recipe)
-    reader, text_done = train_text(run.recipe, run.commands, tokenizer, run.work / "text.pt", run.deadline)
+    reader, text_done = train_text(run.recipe, run.commands, tokenizer, run.work / "text.pt", run.deadline, run.device)
     for language in LANGUAGES:
         share = understanding(reader, run.commands, tokenizer, run.recipe.rng("held out", language), language)
         print(f"commands in held-out phrases, {language}: {share:.1%}")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from random import Random
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from server_process import ROOT
 from tinywan.captions import Content, load_commands
-from tinywan.denoiser import encode, known_frames, known_mask
+from tinywan.denoiser import PlainAttention, build_denoiser, encode, known_frames, known_mask
 from tinywan.flow import cosine, mean_flow
+from tinywan.motion import Learner, motion_targets
 from tinywan.moves import MOVES, camera_motion, canvas_size, film
 from tinywan.recipe import load_recipe
 from tinywan.scenes import drawn_scene
@@ -76,13 +79,62 @@ def test_training_and_held_out_photographs_are_apart():
     assert not set(train) & set(held_out)
 
 
-def test_every_step_has_its_bank():
+def test_every_step_belongs_to_a_stretch():
     denoiser = RECIPE.denoiser
-    numbers = [denoiser.bank(step)[0] for step in range(denoiser.steps)]
+    numbers = [denoiser.stretch(step) for step in range(denoiser.steps)]
     assert numbers == sorted(numbers)
-    assert all(bank.frames % 4 == 1 and bank.width % 16 == 0 for one in denoiser.rounds for bank in one.banks)
+    assert set(numbers) == set(range(len(denoiser.stretches)))
+    pools = [pool for one in denoiser.stretches for pool in one.pools]
+    assert all(pool.frames % 4 == 1 and pool.width % 16 == 0 and pool.clips % pool.group == 0 for pool in pools)
     with pytest.raises(ValueError, match="ends"):
-        denoiser.bank(denoiser.steps)
+        denoiser.stretch(denoiser.steps)
+
+
+@pytest.mark.parametrize("move", [move for move in MOVES if move != "static"])
+def test_what_the_readers_should_read_is_where_each_token_came_from(move):
+    rng, frames = Random(3), 33
+    motion = camera_motion(move, RECIPE.data.pan["normal"], RECIPE.data.zoom["normal"])
+    clip = film(drawn_scene(rng, canvas_size(motion, frames, SIZE)), motion, frames, SIZE, rng)
+    read = motion_targets(torch.tensor([[motion.dx, motion.dy, motion.zoom]]), (9, 12, 20)).view(9, 6, 10, -1)[6]
+    offset = 16 * (4 * read[..., 2:4] + read[..., 5:7])  # pixels; latent frame 6 stands for frames 21 to 24
+    centre = torch.stack(torch.meshgrid(torch.arange(10), torch.arange(6), indexing="xy"), dim=-1) * 16 + 8.0
+    now = look(clip[:, 22:24].mean(dim=1), centre)
+    came_from = centre + offset
+    inside = (came_from.min(dim=-1).values > 1) & (came_from[..., 0] < 159) & (came_from[..., 1] < 95)
+    error = (now - look(clip[:, 0], came_from)).abs()[:, inside].mean()
+    assert error < 0.05 * (now - look(clip[:, 0], centre)).abs()[:, inside].mean()
+
+
+def look(picture: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """Pixels of a picture [3, H, W] at places [h, w, 2] in pixels."""
+    grid = at * 2 / torch.tensor([picture.shape[2], picture.shape[1]]) - 1
+    return functional.grid_sample(picture[None], grid[None], align_corners=False)[0]
+
+
+def small_denoiser() -> tuple[Learner, tuple[torch.Tensor, ...]]:
+    torch.manual_seed(0)
+    model = build_denoiser(RECIPE.denoiser, RECIPE.vae.z_dim, RECIPE.text.width).eval()
+    inputs = torch.randn(2, 52, 3, 4, 6), torch.tensor([900.0, 100.0]), torch.randn(2, 8, RECIPE.text.width)
+    return Learner(model), inputs
+
+
+@torch.inference_mode()
+def test_reading_the_motion_changes_nothing():
+    learner, inputs = small_denoiser()
+    velocity, read = learner(*inputs)
+    assert torch.equal(velocity, learner.denoiser(*inputs, return_dict=False)[0])
+    assert read.shape == motion_targets(torch.zeros(2, 3), (3, 4, 6)).shape
+    assert not any(block._forward_hooks for block in learner.denoiser.blocks)
+
+
+@torch.inference_mode()
+def test_plain_attention_is_attention():
+    learner, inputs = small_denoiser()
+    fused = learner(*inputs)[0]
+    with PlainAttention():
+        plain = learner(*inputs)[0]
+    assert not torch.equal(plain, fused)  # another order of sums
+    torch.testing.assert_close(plain, fused, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -113,9 +165,18 @@ def test_training_shows_the_model_what_the_pipeline_shows_it():
     assert (mine - theirs).abs().max() < 0.05 * theirs.std()  # training encodes in bfloat16
 
 
+def test_the_learning_rate_rises_once_and_falls_at_the_end_of_each_cycle():
+    schedule = Schedule((10, 20), 2, peak=1.0, final=0.1, hold=0.5)
+    assert schedule.steps == 30
+    assert [schedule.at(step) for step in (0, 1, 5, 10, 20)] == [0.5, 1.0, 1.0, 1.0, 1.0]
+    assert schedule.at(7) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(0.4 * math.pi)))
+    assert schedule.at(25) == pytest.approx(0.55)
+    assert schedule.at(30) == pytest.approx(0.1)
+
+
 def train_line(path: Path, steps: int) -> nn.Module:
     torch.manual_seed(0)
-    trainer = Trainer(nn.Linear(4, 4), Schedule(12, 2, 1e-2, 1e-3), 0.9, path)
+    trainer = Trainer(nn.Linear(4, 4), Schedule((12,), 2, 1e-2, 1e-3), 0.9, path)
 
     def loss_of(step: int) -> dict[str, torch.Tensor]:
         x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
@@ -141,7 +202,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path):
 def test_a_deadline_stops_the_training_with_its_state(tmp_path):
     torch.manual_seed(0)
     line = nn.Linear(2, 2)
-    trainer = Trainer(line, Schedule(9, 1, 1e-2, 1e-3), 0.9, tmp_path / "state.pt")
+    trainer = Trainer(line, Schedule((9,), 1, 1e-2, 1e-3), 0.9, tmp_path / "state.pt")
     assert not trainer.run(lambda step: {"norm": line.weight.pow(2).mean()}, deadline=0)
-    again = Trainer(nn.Linear(2, 2), Schedule(9, 1, 1e-2, 1e-3), 0.9, tmp_path / "state.pt")
+    again = Trainer(nn.Linear(2, 2), Schedule((9,), 1, 1e-2, 1e-3), 0.9, tmp_path / "state.pt")
     assert again.step == 1

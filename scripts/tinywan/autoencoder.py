@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from random import Random
+from typing import cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -38,18 +39,21 @@ def build_vae(shape: Vae) -> AutoencoderKLWan:
     )
 
 
-def train_vae(recipe: Recipe, photos: list[Photo], state: Path, deadline: float) -> tuple[AutoencoderKLWan, bool]:
+def train_vae(
+    recipe: Recipe, photos: list[Photo], state: Path, deadline: float, device: torch.device
+) -> tuple[AutoencoderKLWan, bool]:
     """The running average of the weights, and whether the stage is done."""
     torch.manual_seed(recipe.seed)
     vae = recipe.vae
-    schedule = Schedule(vae.steps, vae.warmup, vae.learning_rate, vae.final_learning_rate)
-    trainer = Trainer(build_vae(vae), schedule, vae.ema, state)
+    schedule = Schedule((vae.steps,), vae.warmup, vae.learning_rate, vae.final_learning_rate)
+    model = cast(torch.nn.Module, build_vae(vae))  # the types of diffusers' own `to` are wrong
+    trainer = Trainer(model.to(device), schedule, vae.ema, state)
 
     def loss_of(step: int) -> dict[str, Tensor]:
         phase, rng = vae.phase(step), recipe.rng("vae", step)
         size = (phase.size, phase.size)
         clips = torch.stack([any_clip(recipe, photos, rng, phase.frames, size) for _ in range(phase.batch)])
-        return _losses(trainer.model, clips, vae.kl, rng)
+        return _losses(trainer.model, clips.to(device), vae.kl, rng)
 
     done = trainer.run(loss_of, deadline)
     average = trainer.average
@@ -83,7 +87,7 @@ def _losses(vae: torch.nn.Module, clips: Tensor, kl: float, rng: Random) -> dict
     """Absolute error of the reconstruction, and the distance of the latents from a standard normal."""
     assert isinstance(vae, AutoencoderKLWan)
     generator = torch.Generator().manual_seed(rng.getrandbits(62))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(clips.device.type, torch.bfloat16):
         moments = posterior(vae, clips)
         decoded = decode(vae, moments.sample(generator=generator))
     error = decoded.float() - clips
@@ -107,7 +111,7 @@ def with_statistics(vae: AutoencoderKLWan, recipe: Recipe, photos: list[Photo]) 
     """The same autoencoder whose config holds mean and standard deviation of its latents per channel."""
     rng = recipe.rng("statistics")
     clips = torch.stack([any_clip(recipe, photos, rng, 17, (96, 64)) for _ in range(32)])
-    latents = posterior(vae, clips).mode()  # [N, z, T, h, w]
+    latents = posterior(vae, clips.to(vae.device)).mode()  # [N, z, T, h, w]
     mean, std = latents.mean(dim=(0, 2, 3, 4)), latents.std(dim=(0, 2, 3, 4))
     vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
     return vae
@@ -116,6 +120,6 @@ def with_statistics(vae: AutoencoderKLWan, recipe: Recipe, photos: list[Photo]) 
 @torch.inference_mode()
 def reconstruction_psnr(vae: AutoencoderKLWan, images: Tensor) -> Tensor:
     """PSNR in dB of each of [N, 3, H, W] in [-1, 1] after encode and decode."""
-    pixels = images[:, :, None]
+    pixels = images[:, :, None].to(vae.device)
     decoded = decode(vae, posterior(vae, pixels).mode()).clamp(-1, 1)
     return -10 * torch.log10(((decoded - pixels) / 2).pow(2).mean(dim=(1, 2, 3, 4)))

@@ -1,27 +1,31 @@
 """Third stage: a small `WanTransformer3DModel` that turns noise into latents under every kind of condition.
 
-Clips are filmed and encoded in banks of one shape; each clip is used a few times with other noise before the next
-bank is made. A bank is a function of its number, so a stopped run goes on as if it had not stopped.
+Clips are filmed and encoded once, into banks of one shape on disk; every step draws some of them with new noise.
+A bank is a function of its name and a batch of its step, so a stopped run goes on as if it had not stopped.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from tinywan.autoencoder import FULL, any_scene
 from tinywan.captions import Commands, Content
-from tinywan.moves import camera_motion, canvas_size, film, sprite_motion
+from tinywan.motion import Learner, motion_targets
+from tinywan.moves import MOVES, Motion, camera_motion, canvas_size, film, sprite_motion
 from tinywan.photos import Photo
-from tinywan.recipe import Bank, Denoiser, Recipe, Round
+from tinywan.recipe import Denoiser, Pool, Recipe, Stretch
 from tinywan.scenes import random_sprite
 from tinywan.training import Schedule, Trainer
 from wan_pipelines.text import encode_text
@@ -40,17 +44,48 @@ class Parts:
     encoder: UMT5EncoderModel
     commands: Commands
 
+    @property
+    def device(self) -> torch.device:
+        """Where everything is trained."""
+        return self.vae.device
+
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Encoded clips of one shape."""
+    """Encoded clips of one shape, half precision."""
 
     #: [N, z, T, h, w]
     latents: Tensor
     #: mask and condition latents [N, 4 + z, T, h, w]
     condition: Tensor
-    #: [N, text_len, D]
+    #: [N, captions, text_len, D], or [N, text_len, D] once one is chosen
     text: Tensor
+    #: camera in pixels per frame, and log scale per frame [N, 3]
+    motion: Tensor
+
+    def drawn(self, batch: int, zooms: int, rng: Random) -> Examples:
+        """Some of the clips with one of their captions each, float32; those that zoom are `zooms` times as likely."""
+        zooming = self.motion[:, 2].nonzero().flatten().tolist()
+        rows = torch.tensor(rng.sample([*range(len(self.latents)), *zooming * (zooms - 1)], batch))
+        wording = torch.tensor([rng.randrange(self.text.shape[1]) for _ in rows])
+        chosen = self.latents[rows], self.condition[rows], self.text[rows, wording], self.motion[rows]
+        return Examples(*(part.float() for part in chosen))
+
+
+class PlainAttention(TorchFunctionMode):
+    """Attention as two matrix products. On a CPU its backward pass at 120 tokens takes a fifth of the fused one's.
+
+    On other devices the fused one stays.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not functional.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        query, key, value = args or (kwargs[name] for name in ("query", "key", "value"))
+        if query.device.type != "cpu":
+            return func(query, key, value)
+        weights = torch.softmax(query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5, dim=-1)
+        return weights @ value
 
 
 def build_denoiser(shape: Denoiser, z_dim: int, text_width: int) -> WanTransformer3DModel:
@@ -73,51 +108,78 @@ def train_denoiser(
     """The running average of the weights, and whether the stage is done."""
     torch.manual_seed(recipe.seed)
     shape = recipe.denoiser
-    model = build_denoiser(shape, recipe.vae.z_dim, recipe.text.width)
-    schedule = Schedule(shape.steps, shape.warmup, shape.learning_rate, shape.final_learning_rate, shape.hold)
+    model = Learner(build_denoiser(shape, recipe.vae.z_dim, recipe.text.width)).to(parts.device)
+    schedule = Schedule(shape.cycles, shape.warmup, shape.learning_rate, shape.final_learning_rate, shape.hold)
     trainer = Trainer(model, schedule, shape.ema, state)
-    current: tuple[int, Examples] | None = None
+    current: tuple[int, list[Examples]] | None = None
 
     def loss_of(step: int) -> dict[str, Tensor]:
         nonlocal current
-        number, stage, bank = shape.bank(step)
-        if current is None or current[0] != number:
-            current = number, make_examples(recipe, photos, parts, (stage, bank), recipe.rng("bank", number))
-        return {"velocity": _velocity_loss(trainer.model, current[1], bank.batch, recipe, recipe.rng("noise", step))}
+        number, rng = shape.stretch(step), recipe.rng("denoiser", step)
+        source = max(n for n in range(number + 1) if shape.stretches[n].pools)
+        if current is None or current[0] != source:
+            current = source, fill_pools(recipe, photos, parts, source, state.parent / "banks")
+        stretch, pools = shape.stretches[number], shape.stretches[source].pools
+        pick = rng.choices(range(len(pools)), [pool.share for pool in pools])[0]
+        clips = current[1][pick].drawn(pools[pick].batch, stretch.zooms, rng)
+        velocity, motion = _losses(model, clips, shape.shift, rng)
+        return {"velocity": velocity, "motion": stretch.motion * motion}
 
-    done = trainer.run(loss_of, deadline)
+    # banks stay on disk, so none is made with an autoencoder that is not finished
+    done = deadline > 0 and trainer.run(loss_of, deadline)
     average = trainer.average
-    assert isinstance(average, WanTransformer3DModel)
-    return average, done
+    assert isinstance(average, Learner)
+    return average.denoiser, done
+
+
+def fill_pools(recipe: Recipe, photos: list[Photo], parts: Parts, number: int, folder: Path) -> list[Examples]:
+    """The pools of a stretch; banks that are not in the folder yet are made."""
+    stretch, pools = recipe.denoiser.stretches[number], []
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, pool in enumerate(stretch.pools):
+        banks = []
+        for bank in range(pool.banks):
+            path = folder / f"{number}-{index}-{bank}.safetensors"
+            if not path.is_file():
+                print(f"filming {path.name}: {pool.clips} clips, {pool.frames}x{pool.width}x{pool.height}", flush=True)
+                made = make_examples(recipe, photos, parts, (stretch, pool), recipe.rng("bank", path.stem))
+                save_file(asdict(made), path.with_suffix(".part"))
+                path.with_suffix(".part").replace(path)
+            banks.append(load_file(path))
+        pools.append(Examples(**{name: torch.cat([bank[name] for bank in banks]) for name in banks[0]}))
+    return pools
 
 
 @torch.inference_mode()
 def make_examples(
-    recipe: Recipe, photos: list[Photo], parts: Parts, where: tuple[Round, Bank], rng: Random
+    recipe: Recipe, photos: list[Photo], parts: Parts, where: tuple[Stretch, Pool], rng: Random
 ) -> Examples:
     """Film, caption, condition and encode the clips of a bank."""
-    stage, bank = where
-    latents, conditions, texts = [], [], []
-    every = torch.ones(bank.frames, dtype=torch.bool)
-    for _ in range(0, bank.clips, bank.group):
-        filmed = [film_content(recipe, photos, rng, bank.frames, (bank.width, bank.height)) for _ in range(bank.group)]
-        pixels = torch.stack([clip for _, clip in filmed])
+    stretch, pool = where
+    latents, conditions, texts, motions = [], [], [], []
+    every = torch.ones(pool.frames, dtype=torch.bool)
+    for _ in range(0, pool.clips, pool.group):
+        filmed = [film_content(recipe, photos, rng, where) for _ in range(pool.group)]
+        pixels = torch.stack([clip for _, _, clip in filmed])
+        motions += [[motion.dx, motion.dy, motion.zoom] for _, motion, _ in filmed]
         # one kind of condition for the whole group, so that it can be encoded at once
-        mode = _pick(stage.modes, rng)
-        known = known_frames(mode, bank.frames, rng)
+        mode = _pick(stretch.modes, rng)
+        known = known_frames(mode, pool.frames, rng)
         condition = encode(parts.vae, pixels, known)
         latents.append(encode(parts.vae, pixels, every))
         conditions.append(torch.cat([known_mask(known, condition), condition], dim=1))
-        captions = [_caption(recipe, parts.commands, content, mode, rng) for content, _ in filmed]
-        texts += [encode_text(parts.tokenizer, parts.encoder, text, recipe.text.length).states for text in captions]
-    return Examples(torch.cat(latents), torch.cat(conditions), torch.cat(texts))
+        texts += [_texts(recipe, parts, content, mode, rng) for content, _, _ in filmed]
+    made = torch.cat(latents), torch.cat(conditions), torch.stack(texts), torch.tensor(motions)
+    return Examples(*(part.half().cpu() for part in made))
 
 
 def film_content(
-    recipe: Recipe, photos: list[Photo], rng: Random, frames: int, size: tuple[int, int]
-) -> tuple[Content, Tensor]:
-    """A clip [3, T, H, W] and what it shows: any of the commands, or a sprite that moves."""
-    commands = ("pan_left", "pan_right", "pan_up", "pan_down", "zoom_in", "zoom_out", "static", None)
+    recipe: Recipe, photos: list[Photo], rng: Random, where: tuple[Stretch, Pool]
+) -> tuple[Content, Motion, Tensor]:
+    """What a clip shows, any of the commands or a sprite that moves, and the clip [3, T, H, W]."""
+    _, pool = where
+    frames, size = pool.frames, (pool.width, pool.height)
+    commands = (*MOVES, None)
     speed = rng.choice(("slow", "normal", "normal", "fast"))
     jitter = 1 + rng.uniform(-1, 1) * recipe.data.speed_jitter
     pan, zoom = recipe.data.pan[speed] * jitter, recipe.data.zoom[speed] * jitter
@@ -131,7 +193,7 @@ def film_content(
     scene = any_scene(recipe, photos, rng, canvas_size(motion, frames, FULL))
     named = (sprite.colour, sprite.shape) if sprite else None
     pixels = film(scene, motion, frames, size, rng, sprite)
-    return Content(move, speed, scene.pattern, scene.colours, named), pixels
+    return Content(move, speed, scene.pattern, scene.colours, named), motion, pixels
 
 
 def known_frames(mode: str, frames: int, rng: Random) -> Tensor:
@@ -154,13 +216,21 @@ def known_mask(known: Tensor, latents: Tensor) -> Tensor:
 
 def encode(vae: AutoencoderKLWan, pixels: Tensor, known: Tensor) -> Tensor:
     """Latents [N, z, T, h, w] of clips [N, 3, T, H, W] whose unknown frames are mid-grey."""
+    pixels = pixels.to(vae.device)
     grey = pixels.new_zeros(len(pixels), 3, 4, *pixels.shape[3:])
-    visible = pixels * known[:, None, None]
+    visible = pixels * known[:, None, None].to(pixels)
     chunks = [visible[:, :, :1]]
     for start in range(1, pixels.shape[2], 4):
         chunks.append(visible[:, :, start : start + 4] if known[start : start + 4].any() else grey)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(pixels.device.type, torch.bfloat16):
         return encode_frames(vae, chunks)
+
+
+def _texts(recipe: Recipe, parts: Parts, content: Content, mode: str, rng: Random) -> Tensor:
+    """Text states [captions, text_len, D] of some ways to ask for the same clip."""
+    captions = [_caption(recipe, parts.commands, content, mode, rng) for _ in range(recipe.denoiser.captions)]
+    length = recipe.text.length
+    return torch.cat([encode_text(parts.tokenizer, parts.encoder, text, length).states for text in captions])
 
 
 def _caption(recipe: Recipe, commands: Commands, content: Content, mode: str, rng: Random) -> str:
@@ -172,17 +242,20 @@ def _caption(recipe: Recipe, commands: Commands, content: Content, mode: str, rn
     return commands.caption(content, rng)
 
 
-def _velocity_loss(model: torch.nn.Module, examples: Examples, batch: int, recipe: Recipe, rng: Random) -> Tensor:
-    """Mean squared error of the predicted noise - data at random noise levels."""
-    rows = torch.tensor(rng.sample(range(len(examples.latents)), batch))
-    data = examples.latents[rows]
+def _losses(model: Learner, clips: Examples, shift: float, rng: Random) -> tuple[Tensor, Tensor]:
+    """Mean squared errors of the predicted noise - data at random noise levels, and of the motion read on the way."""
+    device = next(model.parameters()).device
+    parts = clips.latents, clips.condition, clips.text, clips.motion
+    data, condition, text, motion = (part.to(device) for part in parts)
+    # drawn on the CPU, so that a step means the same on every device
     generator = torch.Generator().manual_seed(rng.getrandbits(62))
-    noise = torch.randn(data.shape, generator=generator)
-    sigma = _sigmas(batch, recipe.denoiser.shift, rng).view(-1, 1, 1, 1, 1)
-    hidden = torch.cat([sigma * noise + (1 - sigma) * data, examples.condition[rows]], dim=1)
-    with torch.autocast("cpu", torch.bfloat16):
-        velocity = model(hidden, 1000 * sigma.flatten(), examples.text[rows], return_dict=False)[0]
-    return functional.mse_loss(velocity.float(), noise - data)
+    noise = torch.randn(data.shape, generator=generator).to(device)
+    sigma = _sigmas(len(data), shift, rng).view(-1, 1, 1, 1, 1).to(device)
+    hidden = torch.cat([sigma * noise + (1 - sigma) * data, condition], dim=1)
+    with torch.autocast(device.type, torch.bfloat16), PlainAttention():
+        velocity, read = model(hidden, 1000 * sigma.flatten(), text)
+    wanted = motion_targets(motion, data.shape[2:])
+    return functional.mse_loss(velocity.float(), noise - data), functional.mse_loss(read.float(), wanted)
 
 
 def _sigmas(batch: int, shift: float, rng: Random) -> Tensor:

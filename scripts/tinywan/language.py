@@ -115,21 +115,27 @@ def build_text_encoder(shape: Text, vocabulary: int) -> UMT5EncoderModel:
 
 
 def train_text(
-    recipe: Recipe, commands: Commands, tokenizer: PreTrainedTokenizerFast, state: Path, deadline: float
+    recipe: Recipe,
+    commands: Commands,
+    tokenizer: PreTrainedTokenizerFast,
+    state: Path,
+    deadline: float,
+    device: torch.device,
 ) -> tuple[Reader, bool]:
     """The running average of encoder and readers, and whether the stage is done."""
     torch.manual_seed(recipe.seed)
     text, asked = recipe.text, questions(commands)
-    schedule = Schedule(text.steps, text.warmup, text.learning_rate, text.learning_rate / 20)
-    trainer = Trainer(Reader(build_text_encoder(text, len(tokenizer)), asked), schedule, text.ema, state)
+    schedule = Schedule((text.steps,), text.warmup, text.learning_rate, text.learning_rate / 20)
+    reader = Reader(build_text_encoder(text, len(tokenizer)), asked).to(device)
+    trainer = Trainer(reader, schedule, text.ema, state)
 
     def loss_of(step: int) -> dict[str, Tensor]:
         rng = recipe.rng("text", step)
         contents = [random_content(commands, rng) for _ in range(text.batch)]
         captions = [commands.caption(content, rng) for content in contents]
-        answers = trainer.model(*tokens(tokenizer, captions))
+        answers = trainer.model(*(part.to(device) for part in tokens(tokenizer, captions)))
         return {
-            name: functional.cross_entropy(answers[name], truth)
+            name: functional.cross_entropy(answers[name], truth.to(device))
             for name, truth in _truths(asked, contents, captions, commands).items()
         }
 
@@ -152,7 +158,8 @@ def understanding(
     """Share of 500 prompts in held-out phrases whose move is read rightly."""
     contents = [random_content(commands, rng) for _ in range(500)]
     captions = [commands.caption(content, rng, language=language, held_out=True) for content in contents]
-    answers = reader(*tokens(tokenizer, captions))["move"].argmax(1)
+    device = next(reader.parameters()).device
+    answers = reader(*(part.to(device) for part in tokens(tokenizer, captions)))["move"].argmax(1).cpu()
     moves = questions(commands)["move"]
     return float(
         (answers == torch.tensor([moves.index(content.move or NOTHING) for content in contents])).float().mean()

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from random import Random
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
 
 from tinywan.photos import Package
@@ -84,9 +84,14 @@ class Text:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Bank:
-    """Clips of one shape, filmed and encoded together and then trained on for a while."""
+class Pool:
+    """Clips of one shape that are filmed and encoded once, and then drawn from at random."""
 
+    #: share of the steps of the phase
+    share: float
+    #: files on disk
+    banks: int
+    #: clips per file
     clips: int
     #: clips that share one kind of condition
     group: int
@@ -94,26 +99,21 @@ class Bank:
     frames: int
     width: int
     height: int
-    #: how often each clip is used
-    uses: int
-
-    @property
-    def steps(self) -> int:
-        return self.clips * self.uses // self.batch
 
 
 @dataclass(frozen=True, config=STRICT)
-class Round:
-    """Banks that follow one another, over and over."""
+class Stretch:
+    """Denoiser steps on the same pools."""
 
-    times: int
+    steps: int
     #: share of the kinds of condition
-    modes: dict[str, float]
-    banks: tuple[Bank, ...]
-
-    @property
-    def steps(self) -> int:
-        return self.times * sum(bank.steps for bank in self.banks)
+    modes: dict[str, float] = Field(default_factory=dict)
+    #: none: those of the stretch before
+    pools: tuple[Pool, ...] = ()
+    #: how often a clip that zooms is drawn for each other one
+    zooms: int = 1
+    #: of the loss that reads the motion out of the middle of the model
+    motion: float = 0.0
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -130,25 +130,36 @@ class Denoiser:
     sample_shift: float
     #: share of empty prompts
     no_caption: float
+    #: captions that a clip is trained with
+    captions: int
     ema: float
     learning_rate: float
     final_learning_rate: float
     warmup: int
+    #: share of the steps of a cycle at the full learning rate
     hold: float
-    rounds: tuple[Round, ...]
+    #: steps from one fall of the learning rate to the next
+    cycles: tuple[int, ...]
+    stretches: tuple[Stretch, ...]
 
     @property
     def steps(self) -> int:
-        return sum(one.steps for one in self.rounds)
+        return sum(one.steps for one in self.stretches)
 
-    def bank(self, step: int) -> tuple[int, Round, Bank]:
-        """Number of the bank that a step uses, its round, and the bank."""
-        number = 0
-        for one in self.rounds:
-            for bank in one.banks * one.times:
-                if step < bank.steps:
-                    return number, one, bank
-                number, step = number + 1, step - bank.steps
+    @model_validator(mode="after")
+    def _check_together(self) -> Denoiser:
+        if sum(self.cycles) != self.steps:
+            raise ValueError(f"cycles: must add up to the steps of the stretches, {self.steps}")
+        if not self.stretches or not self.stretches[0].pools:
+            raise ValueError("stretches: the first one needs pools")
+        return self
+
+    def stretch(self, step: int) -> int:
+        """Number of the stretch that a step belongs to. Raises ValueError after the last."""
+        for number, one in enumerate(self.stretches):
+            if step < one.steps:
+                return number
+            step -= one.steps
         raise ValueError(f"the schedule ends {step} steps before")
 
 

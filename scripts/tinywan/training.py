@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import time
+from bisect import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +19,28 @@ from torch.optim import Muon
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Warm-up, the peak for a share of the steps, then half a cosine down to the final learning rate."""
+    """Warm-up, the peak for a share of the steps, then half a cosine down to the final learning rate; in cycles."""
 
-    steps: int
+    #: steps of each cycle
+    cycles: tuple[int, ...]
     warmup: int
     peak: float
     final: float
-    #: share of the steps before the rate begins to fall
+    #: share of a cycle's steps before the rate begins to fall
     hold: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        return sum(self.cycles)
 
     def at(self, step: int) -> float:
         if step < self.warmup:
             return self.peak * (step + 1) / self.warmup
-        start = max(self.warmup, self.hold * self.steps)
-        done = min(1.0, max(0.0, step - start) / max(1.0, self.steps - start))
+        ends = list(accumulate(self.cycles))
+        number = min(bisect(ends, step), len(ends) - 1)
+        before, cycle = ends[number] - self.cycles[number], self.cycles[number]
+        start = max(self.warmup - before, self.hold * cycle)
+        done = min(1.0, max(0.0, step - before - start) / max(1.0, cycle - start))
         return self.final + (self.peak - self.final) * 0.5 * (1 + math.cos(math.pi * done))
 
 
@@ -114,7 +124,7 @@ class Trainer:
         scratch.replace(self._path)
 
     def _load(self) -> None:
-        state = torch.load(self._path, weights_only=True)
+        state = torch.load(self._path, weights_only=True, map_location="cpu")
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self._optimiser.load_state_dict(state["optimiser"])
