@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from wan_pipelines.load import silence_progress_bars
-from wan_pipelines.tiny import TinySpec, build_tiny
+from wan_pipelines.tiny import Layout, TinySpec, build_tiny
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="must not exist yet")
-    parser.add_argument("--family", choices=["concat", "expand_timesteps"], default="concat")
+    parser.add_argument("--family", choices=get_args(Layout), default="concat")
+    parser.add_argument("--pictures", type=int, choices=[0, 1, 2], default=0, help="that an image encoder sees")
     parser.add_argument("--experts", type=int, choices=[1, 2], default=1, help="2 shares the noise range at 0.9")
     parser.add_argument("--vae", choices=["2.1", "2.2"], default="2.2", help="layout of the autoencoder")
     parser.add_argument("--seed", type=int, default=0)
@@ -20,9 +22,10 @@ def main() -> None:
     if args.folder.exists():
         parser.error(f"{args.folder} exists")
     spec = TinySpec(
-        expand_timesteps=args.family == "expand_timesteps",
+        conditioning=args.family,
         boundary=0.9 if args.experts == 2 else None,
         vae22=args.vae == "2.2",
+        clip_pictures=args.pictures,
         seed=args.seed,
     )
     silence_progress_bars()

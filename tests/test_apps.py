@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +38,32 @@ def test_the_app_is_described_with_its_schemas(front: FrontEnd):
     assert (version["default_function"], version["functions"]["run"]["kind"]) == ("run", "run")
     assert version["metadata"]["model"] == "tiny"
     assert version["required_secrets"] == []
+
+
+def test_the_app_says_what_its_models_can_and_cannot_do(tmp_path: Path):
+    with front_end(tmp_path, models="wan2.2-ti2v-5b,wan2.2-i2v-a14b:fast") as front:
+        version = front.client.get(f"/apps/{APP}").json()["data"]["version"]
+    said = version["metadata"]
+    assert said["model"] == "wan2.2-ti2v-5b, wan2.2-i2v-a14b:fast"
+    assert [model["preset"] for model in said["models"]] == ["quality", "fast"]
+    assert [model["uses_negative_prompt"] for model in said["models"]] == [True, False]
+    able = {"+".join(ability["inputs"]): ability for ability in said["abilities"]}
+    assert able["first_frame"]["models"] == {"wan2.2-ti2v-5b": 5, "wan2.2-i2v-a14b:fast": 7}
+    assert able["last_frame+first_clip"]["models"] == {"wan2.2-i2v-a14b:fast": 8}
+    assert "no model here listens" in able["first_frame+driving_audio"]["note"]
+    assert version["resources"]["gpu"]["vram"] == 76 * 1024**3
+
+
+def test_what_no_model_can_do_is_said_with_the_reason(tmp_path: Path):
+    with front_end(tmp_path, models="tiny-ti2v,wan2.1-i2v-14b-720p") as front:
+        said = front.client.get(f"/apps/{APP}").json()["data"]["version"]["metadata"]
+    able = {"+".join(ability["inputs"]): ability for ability in said["abilities"]}
+    assert able["first_clip"]["models"] == {}
+    assert able["first_clip"]["why_not"] == (
+        "input.first_clip: no model of this server can do this. "
+        "tiny-ti2v: model tiny-ti2v does not take it (it takes first_frame); "
+        "wan2.1-i2v-14b-720p: model wan2.1-i2v-14b-720p does not take it (it takes first_frame)"
+    )
 
 
 def test_the_app_is_found_by_every_name_of_it(front: FrontEnd):

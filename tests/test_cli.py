@@ -41,7 +41,7 @@ def test_the_models_are_listed_with_what_they_need(tmp_path: Path) -> None:
     listed = wanbox("models", "--data-dir", str(tmp_path))
     assert listed.returncode == 0
     assert "built in" in listed.stdout
-    assert "Wan-AI/Wan2.2-I2V-A14B-Diffusers" in listed.stdout
+    assert "wan2.2-i2v-a14b:fast" in listed.stdout
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,10 @@ def test_the_models_are_listed_with_what_they_need(tmp_path: Path) -> None:
     [
         (("serve", "--host", "0.0.0.0"), {}, "key"),
         (("serve", "--model", "nothing"), {}, "nothing"),
+        (("serve", "--models", "tiny,tiny:fast"), {}, "has no preset 'fast'; it has quality"),
+        (("serve", "--models", "tiny,wan2.2-s2v-14b"), {}, "wan2.2-s2v-14b cannot run yet: "),
+        (("serve",), {"WANBOX_MODEL": "tiny", "WANBOX_MODELS": "tiny-ti2v"}, "WANBOX_MODELS: is given twice"),
+        (("serve", "--no-worker", "--models", "auto"), {}, "name the models for both"),
         (("serve", "--port", "99999"), {}, "WANBOX_PORT"),
         (("serve",), {"WANBOX_PROT": "1"}, "WANBOX_PROT"),
         (("serve", "--data-dir", "/dev/null/x"), {}, "WANBOX_DATA_DIR"),
@@ -66,9 +70,12 @@ def test_a_start_that_cannot_go_well_is_refused(
 
 def test_the_verdict_names_what_is_missing(tmp_path: Path) -> None:
     large = load_profile("wan2.2-i2v-a14b", find_config_dir())
-    assert verdict(large, []) == f"no: needs a GPU with {large.gpu_gib:.0f} GiB, has none"
+    assert verdict(large, []) == f"no: needs a GPU with {large.gpu_gib_least:.0f} GiB, has none"
     assert verdict(large, [24.0]).endswith("has 24 GiB")
+    assert verdict(large, [48.0]).startswith("yes, one part at a time (48 GiB GPU; ")
     assert verdict(large, [24.0, 141.0]) == "yes (141 GiB GPU)"
-    assert "put Wan-AI/Wan2.2-I2V-A14B-Diffusers in" in installed(large, tmp_path)
-    (tmp_path / "model_index.json").touch()
+    assert installed(large, tmp_path) == "no: wanbox weights get wan2.2-i2v-a14b (126 GB)"
+    (tmp_path / "high_noise_model").mkdir()
+    (tmp_path / "high_noise_model" / "diffusion_pytorch_model-00001-of-00006.safetensors").touch()
     assert installed(large, tmp_path) == "yes"
+    assert installed(large.with_preset("fast"), tmp_path).startswith("no: wanbox weights get wan2.2-i2v-a14b:fast")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from wan_pipelines.conditioning import Conditioning, condition_video, prepare_clean_first_frame, prepare_concat
+from wan_pipelines.conditioning import Conditioning, condition_video, prepare_clean, prepare_concat
 
 TEXT = torch.zeros(1, 8, 4)
 PATCH = (1, 2, 2)
@@ -50,14 +50,14 @@ def test_concat_family_has_one_timestep_and_more_channels():
 
 def test_clean_frame_replaces_the_first_latent_frame():
     clean, latents = torch.ones(1, 6, 1, 4, 4), torch.randn(1, 6, 3, 4, 4)
-    conditioning = prepare_clean_first_frame(TEXT, None, clean)
+    conditioning = prepare_clean(TEXT, None, clean)
     seen = conditioning.model_input(latents)
     assert torch.equal(seen[:, :, :1], clean)
     assert torch.equal(seen[:, :, 1:], latents[:, :, 1:])
 
 
 def test_clean_tokens_are_at_timestep_zero():
-    conditioning = prepare_clean_first_frame(TEXT, None, torch.ones(1, 6, 1, 4, 6))
+    conditioning = prepare_clean(TEXT, None, torch.ones(1, 6, 1, 4, 6))
     timesteps = conditioning.timesteps(500.0, torch.randn(1, 6, 3, 4, 6), PATCH)
     assert timesteps.tolist() == [[0.0] * 6 + [500.0] * 12]
 
@@ -90,6 +90,6 @@ def test_grey_chunks_are_one_tensor(known):
 
 
 def test_tensors_leave_out_what_is_not_set_and_make_the_same_again():
-    conditioning = prepare_clean_first_frame(TEXT, None, torch.ones(1, 6, 1, 4, 4))
+    conditioning = prepare_clean(TEXT, None, torch.ones(1, 6, 1, 4, 4))
     assert set(conditioning.tensors()) == {"prompt", "clean"}
     assert Conditioning(**conditioning.tensors()).negative is None

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tiny_checkpoint import CONCAT, TI2V, TWO_EXPERTS
-from wan_pipelines.conditioning import Conditioning, prepare_clean_first_frame, prepare_concat
+from wan_pipelines.conditioning import Conditioning, prepare_clean, prepare_concat
 from wan_pipelines.denoise import Experts, Guidance, denoise
 from wan_pipelines.errors import RenderError
 from wan_pipelines.plan import flow_sigmas
@@ -88,7 +88,7 @@ def test_text_and_image_change_the_result(tiny):
 
 def test_clean_frame_stays_as_given(tiny):
     clean = torch.randn(1, 16, 1, 4, 4)
-    conditioning = prepare_clean_first_frame(conditions().prompt, conditions().negative, clean)
+    conditioning = prepare_clean(conditions().prompt, conditions().negative, clean)
     assert torch.equal(run(tiny(TI2V).checkpoint.experts, Guidance(3.5, 3.5), conditioning)[:, :, :1], clean)
 
 

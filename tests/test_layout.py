@@ -24,7 +24,21 @@ MAY_IMPORT = {
     "wan_server": {"wan_pipelines", "wan_kernels"},
 }
 #: the only modules of wan_pipelines that may be imported at the top of a module of wan_server
-TORCH_FREE = {"wan_pipelines.profile", "wan_pipelines.plan", "wan_pipelines.sizes", "wan_pipelines.errors"}
+TORCH_FREE = {
+    f"wan_pipelines.{name}"
+    for name in (
+        "profile",
+        "plan",
+        "sizes",
+        "errors",
+        "placement",
+        "peaks",
+        "footprint",
+        "activations",
+        "vae_layers",
+        "vae_memory",
+    )
+}
 LONGEST_FILE = 300
 LONGEST_MODEL_FILE = 500
 MODEL_FILES = {"vae.py", "dit.py"}

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
 from safetensors.torch import load_file, save_file
+from transformers import CLIPVisionModel
 
-from tiny_checkpoint import CONCAT, CONFIGS, TI2V, TWO_EXPERTS, small_profile
+from tiny_checkpoint import CONCAT, CONFIGS, TI2V, TWO_EXPERTS, TWO_PICTURES, VACE, small_profile
 from wan_pipelines.errors import CheckpointError
 from wan_pipelines.load import ensure_checkpoint, load_checkpoint
 from wan_pipelines.profile import checkpoint_folder, load_profile
@@ -65,6 +68,31 @@ def test_dtype_is_that_of_the_transformer_and_never_of_the_vae(tiny):
     assert tiny(CONCAT).checkpoint.experts.high.dtype == torch.float32
 
 
+def test_image_encoder_is_loaded_in_float32_where_the_profile_shows_pictures(tiny):
+    model = tiny(TWO_PICTURES)
+    checkpoint = load_checkpoint(model.profile, model.folder, CPU, "bfloat16")
+    assert isinstance(checkpoint.image_encoder, CLIPVisionModel)
+    assert checkpoint.image_encoder.dtype == torch.float32
+    assert not checkpoint.image_encoder.training
+    weight = load_file(model.folder / "image_encoder/model.safetensors")
+    state = checkpoint.image_encoder.state_dict()
+    assert len(weight) == len(state)
+    assert all(torch.equal(state[name], value) for name, value in weight.items())
+    assert tiny(CONCAT).checkpoint.image_encoder is None
+
+
+def test_vace_has_its_own_class(tiny):
+    model = tiny(VACE)
+    assert isinstance(model.checkpoint.experts.high, WanVACETransformer3DModel)
+    assert isinstance(tiny(CONCAT).checkpoint.experts.high, WanTransformer3DModel)
+
+
+def test_weights_ask_for_no_gradients(tiny):
+    checkpoint = tiny(TWO_PICTURES).checkpoint
+    parts = (checkpoint.text_encoder, checkpoint.vae, checkpoint.experts.high, checkpoint.image_encoder)
+    assert not any(value.requires_grad for part in parts for value in part.parameters())
+
+
 def test_unknown_dtype_is_refused(tiny):
     with pytest.raises(CheckpointError, match=r"dtype: must be one of float32, bfloat16, float16 \(got 'int3'\)"):
         load_checkpoint(small_profile(CONCAT), tiny(CONCAT).folder, CPU, "int3")
@@ -95,14 +123,22 @@ def test_loading_opens_no_connection(tiny, monkeypatch):
         (lambda f: shutil.rmtree(f / "vae"), "vae is missing, but model_index.json lists it"),
         (lambda f: (f / "vae/config.json").unlink(), "vae/config.json is missing"),
         (lambda f: (f / DIT).unlink(), "transformer: .*no file named diffusion_pytorch_model.safetensors"),
-        (lambda f: (f / DIT).write_bytes(b"x" * 99), "transformer: Unable to load weights"),
-        (lambda f: (f / "text_encoder/model.safetensors").write_bytes(b"x" * 99), "text_encoder: .*header"),
+        (lambda f: (f / DIT).write_bytes(b"x" * 99), f"{DIT}: Unable to load weights"),
+        (
+            lambda f: (f / "text_encoder/model.safetensors").write_bytes(b"x" * 99),
+            "text_encoder/model.safetensors: .*header",
+        ),
         (lambda f: (f / "tokenizer/tokenizer.json").unlink(), "tokenizer: "),
         (edit_weights(lambda t: t.pop("proj_out.bias")), "transformer: missing keys: proj_out.bias"),
         (edit_weights(lambda t: t.update(extra=torch.ones(1))), "transformer: unexpected keys: extra"),
         (edit_weights(lambda t: t.update({"proj_out.bias": torch.ones(3)})), "transformer: .*proj_out.bias"),
         (edit_json("model_index.json", expand_timesteps=True), "expand_timesteps is True, the profile's"),
         (edit_json("model_index.json", transformer_2=["diffusers", "X"]), "transformer_2 is missing, but"),
+        (edit_json("vae/config.json", _class_name="AutoencoderKL"), "vae/config.json: class AutoencoderKL is not"),
+        (edit_json("text_encoder/config.json", model_type="t5"), "text_encoder/config.json: model type t5 is not"),
+        (edit_json("transformer/config.json", num_layers=3), "transformer: missing keys: blocks.2.* and 2[0-9] more"),
+        (edit_json("transformer/config.json", num_layers="two"), "transformer: its config makes no model: "),
+        (lambda f: (f / "transformer/config.json").write_text("{"), "transformer/config.json is not JSON"),
     ],
 )
 def test_broken_folder_is_refused(tiny, tmp_path, damage, message):

@@ -17,8 +17,8 @@ TINY = load_profile("tiny", find_config_dir())
 
 def test_shipped_weights_are_built_in_unless_the_installation_lacks_them(tmp_path: Path) -> None:
     assert installed(TINY, tmp_path / "tiny") == f"no: {tmp_path / 'tiny'} is missing from the installation"
-    (tmp_path / "tiny").mkdir()
-    (tmp_path / "tiny" / "model_index.json").touch()
+    (tmp_path / "tiny" / "vae").mkdir(parents=True)
+    (tmp_path / "tiny" / "vae" / "diffusion_pytorch_model.safetensors").touch()
     assert installed(TINY, tmp_path / "tiny") == "built in"
 
 
@@ -31,7 +31,32 @@ def test_the_table_says_what_a_model_takes(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "500")
     print_models(make_settings(tmp_path))
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    shown = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in shown.splitlines() if line.strip()}
     assert "first_frame, last_frame, first_clip, text alone" in lines["tiny"]
     assert "text alone" not in lines["wan2.2-i2v-a14b"]
-    assert str(tmp_path / "weights" / "wan2.2-i2v-a14b") in lines["wan2.2-i2v-a14b"]
+    assert "wanbox weights get wan2.2-i2v-a14b:fast (128 GB)" in lines["wan2.2-i2v-a14b:fast"]
+    assert "last_frame (needed)" in lines["wan2.1-flf2v-14b-720p"]
+    assert "no: wanbox has no code for its audio" in lines["wan2.2-s2v-14b"]
+    assert f"{tmp_path / 'weights'}/<model>" in shown
+
+
+def test_the_table_is_followed_by_what_the_configured_set_can_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "500")
+    print_models(make_settings(tmp_path, models="wan2.2-ti2v-5b,tiny"))
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "This server is configured for wan2.2-ti2v-5b, tiny (WANBOX_MODELS):" in lines
+    assert "first_frame: wan2.2-ti2v-5b up to 5 s, tiny up to 15 s" in lines
+    assert "first_clip: tiny up to 15 s behind a clip of 2 s" in lines
+    assert any(line.startswith("first_frame + driving_audio: ") and "listens" in line for line in lines)
+
+
+def test_a_set_that_cannot_do_something_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "500")
+    print_models(make_settings(tmp_path, models="tiny-ti2v"))
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "first_clip: no: input.first_clip: model tiny-ti2v does not take it (it takes first_frame)" in lines

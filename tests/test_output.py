@@ -6,8 +6,8 @@ from typing import Any
 
 from queue_fixtures import make_job
 from wan_pipelines.plan import PlanRequest, make_plan
-from wan_pipelines.profile import load_profile
-from wan_server.output import Ingredients, not_honoured, task_type
+from wan_pipelines.profile import load_profile, load_served
+from wan_server.output import Ingredients, not_honoured, output_of, task_type
 from wan_server.settings import find_config_dir
 
 ENCODED = {
@@ -94,7 +94,55 @@ def test_tokens_that_do_not_fit_are_reported_for_texts_of_the_caller() -> None:
 
 def test_a_negative_prompt_without_guidance_is_reported() -> None:
     (note,) = notes({}, {"negative_prompt": "blur"}, negative_used=False)
-    assert "no effect" in note
+    assert note == "input.negative_prompt: model tiny runs at guidance scale 1, where it has no effect"
+    assert notes({}, negative_used=False) == []
+
+
+MADE = {
+    "width": 1280,
+    "height": 720,
+    "seconds": 7.0,
+    "fps": 16,
+    "frames": 112,
+    "has_audio": False,
+    "audio_seconds": 0.0,
+}
+
+
+def extra(model: str, seconds: int, **job: Any) -> dict[str, Any]:
+    """What is said of a video from a first frame."""
+    profile = load_served(model, find_config_dir())
+    plan = make_plan(profile, PlanRequest("a sea", "blur", "720P", 16 / 9, seconds, seed=1))
+    prepared = {"files": {"first_frame": "f"}, "probes": {}, "notes": []}
+    encoded = ENCODED | {"negative_used": plan.is_guided}
+    made = Ingredients(plan.to_json(), prepared, {"note": None}, encoded, "f", MADE)
+    wish = {"resolution": "720P", "duration": seconds, "prompt": "a sea", "negative_prompt": "blur"}
+    output = output_of(make_job(model=model, input=wish, **job), profile, "http://x/v.mp4", made)
+    return output["output_meta"]["outputs"][0]["extra"]
+
+
+def test_model_and_preset_are_named() -> None:
+    said = extra("wan2.2-i2v-a14b", 7)
+    assert (said["model"], said["preset"], said["steps"]) == ("wan2.2-i2v-a14b", "quality", 40)
+    assert (said["negative_prompt"], said["not_honoured"]) == ("blur", [])
+    assert "loras" not in said
+    (note,) = said["beyond_training"]
+    assert note.startswith("input.duration: model wan2.2-i2v-a14b was trained on 81 frames and made 113")
+
+
+def test_a_preset_without_guidance_names_its_additions_and_uses_no_negative_prompt() -> None:
+    said = extra("wan2.2-i2v-a14b:fast", 5)
+    assert (said["model"], said["preset"], said["steps"]) == ("wan2.2-i2v-a14b", "fast", 4)
+    assert [path.split("/")[0] for path in said["loras"]] == ["lightx2v", "lightx2v"]
+    assert (said["negative_prompt"], said["beyond_training"]) == (None, [])
+    (note,) = said["not_honoured"]
+    assert note == "input.negative_prompt: model wan2.2-i2v-a14b:fast runs at guidance scale 1, where it has no effect"
+
+
+def test_models_that_were_passed_over_are_named_with_the_reason() -> None:
+    why = {"wan2.2-ti2v-5b": "input.first_clip: model wan2.2-ti2v-5b does not take it"}
+    assert extra("tiny", 5, options={"passed_over": why})["passed_over"] == why
+    assert "passed_over" not in extra("tiny", 5)
 
 
 def test_the_kind_of_task_follows_the_media() -> None:

@@ -12,13 +12,20 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from wan_pipelines.errors import PlanError
-from wan_pipelines.plan import PlanRequest, RenderPlan, flow_sigmas, make_plan
-from wan_pipelines.profile import load_profile
+from wan_pipelines.plan import PlanRequest, RenderPlan, beyond_training, flow_sigmas, make_plan, shifted
+from wan_pipelines.profile import load_profile, load_served
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 TINY = load_profile("tiny", CONFIGS)
 TI2V = load_profile("tiny-ti2v", CONFIGS)
 A14B = load_profile("wan2.2-i2v-a14b", CONFIGS)
+FAST = load_served("wan2.2-i2v-a14b:fast", CONFIGS)
+T2V = load_profile("wan2.2-t2v-a14b", CONFIGS)
+FLF2V = load_profile("wan2.1-flf2v-14b-720p", CONFIGS)
+VACE = load_profile("wan2.1-vace-14b", CONFIGS)
+SMALL_VACE = load_profile("wan2.1-vace-1.3b", CONFIGS)
+S2V = replace(load_profile("wan2.2-s2v-14b", CONFIGS), cannot_run="")
+TI2V_5B = load_profile("wan2.2-ti2v-5b", CONFIGS)
 REQUEST = PlanRequest("a cat", None, "720P", 16 / 9, 5, seed=7)
 
 
@@ -121,6 +128,85 @@ def test_a_model_that_needs_a_picture_says_so():
 def test_media_that_do_not_go_together_are_refused(media, message):
     with pytest.raises(PlanError, match=message):
         make_plan(TINY, replace(REQUEST, media=media, clip_seconds=2.0))
+
+
+def test_a_model_for_text_takes_no_media():
+    assert make_plan(T2V, replace(REQUEST, media=())).sample_frames == 81
+    message = r"input\.first_frame: model wan2.2-t2v-a14b does not take it \(it makes videos from text alone\)"
+    with pytest.raises(PlanError, match=message):
+        make_plan(T2V, REQUEST)
+
+
+@pytest.mark.parametrize("profile", [TINY, A14B, T2V, VACE])
+def test_sound_goes_with_every_model(profile):
+    media = ("driving_audio",) if profile is T2V else ("first_frame", "driving_audio")
+    assert make_plan(profile, replace(REQUEST, media=media)).frames == 80
+
+
+@pytest.mark.parametrize(
+    ("profile", "media", "message"),
+    [
+        (FLF2V, ("first_frame",), r"input\.last_frame: model wan2.1-flf2v-14b-720p needs it"),
+        (FLF2V, ("last_frame",), r"input\.last_frame: needs first_frame or first_clip"),
+        (FLF2V, ("first_clip",), r"input\.first_clip: .* does not take it \(it takes first_frame, last_frame\)"),
+        (S2V, ("first_frame",), r"input\.driving_audio: model wan2.2-s2v-14b needs it"),
+        (S2V, ("driving_audio",), r"input\.first_frame: .* makes no video from text alone; it needs first_frame"),
+        (replace(S2V, cannot_run="no code"), ("first_frame", "driving_audio"), r"input: .* cannot run yet: no code"),
+    ],
+)
+def test_a_model_names_what_it_needs(profile, media, message):
+    with pytest.raises(PlanError, match=message):
+        make_plan(profile, replace(REQUEST, media=media, seconds=4, clip_seconds=2.0))
+
+
+def test_what_is_needed_is_enough():
+    assert make_plan(FLF2V, replace(REQUEST, media=("first_frame", "last_frame"))).shift == 16
+    assert make_plan(S2V, replace(REQUEST, media=("first_frame", "driving_audio"), seconds=4)).sample_width % 64 == 0
+
+
+def test_vace_takes_any_frames_of_the_video():
+    for media in ((), ("first_frame",), ("last_frame",), ("first_frame", "last_frame")):
+        assert make_plan(VACE, replace(REQUEST, media=media)).sample_frames == 81
+    assert continued(VACE, 5, 2.0).prefix_frames == 17
+    with pytest.raises(PlanError, match=r"input\.last_frame: aspect ratio"):
+        make_plan(VACE, replace(REQUEST, media=("last_frame",), aspect=9.0))
+
+
+def test_a_small_model_works_at_the_size_it_was_trained_at():
+    plan = make_plan(SMALL_VACE, replace(REQUEST, resolution="1080P"))
+    assert (plan.sample_width, plan.sample_height) == (832, 480)
+    assert (plan.width, plan.height) == (1920, 1080)
+    assert beyond_training(SMALL_VACE, plan) == ()
+
+
+@pytest.mark.parametrize(
+    ("profile", "changes", "notes"),
+    [
+        (A14B, {}, []),
+        (A14B, {"seconds": 7}, ["input.duration: model wan2.2-i2v-a14b was trained on 81 frames and made 113 in one"]),
+        (A14B, {"resolution": "1080P"}, ["input.resolution: model wan2.2-i2v-a14b was trained on up to 1280x720 and"]),
+        (A14B, {"resolution": "1080P", "seconds": 6}, ["input.duration: ", "input.resolution: "]),
+        (TI2V_5B, {}, []),  # 1280x736 for 1280x704: the grid of 32
+        (TI2V_5B, {"aspect": 1.0}, []),
+        (TINY, {"seconds": 15, "resolution": "1080P"}, []),  # says nothing of its training
+    ],
+)
+def test_what_goes_beyond_the_training_is_said(profile, changes, notes):
+    found = beyond_training(profile, make_plan(profile, replace(REQUEST, **changes)))
+    assert [said.startswith(note) for said, note in zip(found, notes, strict=True)] == [True] * len(notes)
+
+
+def test_a_preset_names_itself_in_the_plan_and_changes_its_key():
+    fast, quality = make_plan(FAST, REQUEST), make_plan(A14B, REQUEST)
+    assert (quality.model, fast.model) == ("wan2.2-i2v-a14b", "wan2.2-i2v-a14b:fast")
+    assert (fast.steps, fast.sampler, fast.is_guided, quality.is_guided) == (4, "euler", False, True)
+    assert fast.key != quality.key
+
+
+def test_explicit_levels_are_shifted_and_end_in_zero():
+    assert [1000 * s for s in make_plan(FAST, REQUEST).sigmas] == pytest.approx([1000, 937.5, 833.333333, 625, 0])
+    assert shifted([1.0, 0.5], 1.0) == (1.0, 0.5, 0.0)
+    assert make_plan(FAST, REQUEST).sigmas == flow_sigmas("euler", 4, 5.0)
 
 
 def test_too_long_names_field_and_limit():

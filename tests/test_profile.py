@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from wan_pipelines.errors import ProfileError
-from wan_pipelines.profile import checkpoint_folder, list_profiles, load_profile
+from wan_pipelines.profile import checkpoint_folder, list_profiles, load_profile, load_served
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 GOOD = (CONFIGS / "models" / "tiny.toml").read_text(encoding="utf-8")
@@ -22,7 +22,9 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_shipped_profiles_load():
-    assert [p.name for p in list_profiles(CONFIGS)] == ["tiny", "tiny-ti2v", "wan2.2-i2v-a14b", "wan2.2-ti2v-5b"]
+    names = [p.name for p in list_profiles(CONFIGS)]
+    assert names == sorted(names)
+    assert {"tiny", "tiny-ti2v", "wan2.2-i2v-a14b", "wan2.2-ti2v-5b"} < set(names)
 
 
 def test_published_numbers_of_a14b():
@@ -77,6 +79,11 @@ def test_a_name_is_not_a_path(name):
         ("prefix_frames = 17", "prefix_frames = 241", r"prefix_frames: must be .* below max_frames \(got 241\)"),
         ('weights_from = "shipped"\n', "", 'repository: is needed with weights_from = "repository"'),
         ('"shipped"', '"shipped"\nrepository = "a/b"', "repository: is needed with .*, and only then"),
+        ("steps = 8", 'steps = 8\nneeds = ["last_frame"]', r"needs: must be .* empty with text_only"),
+        ("text_only = true", 'needs = ["driving_audio"]', "needs: must be among inputs"),
+        ("steps = 8", "steps = 8\ngpu_gib_least = 1.0", "gpu_gib_least: must be at most gpu_gib"),
+        ("steps = 8", 'steps = 8\ntrained_sizes = ["720p"]', r"trained_sizes\.0: .*'720p'"),
+        ("steps = 8", "steps = 8\nsigmas = [1.0]", r"sigmas: belongs into a table \[presets"),
         ('"shipped"', '"cloud"', "weights_from: .*'shipped', 'random' or 'repository'"),
         ("sample_pixels = 16384", "sample_pixels = 1024\nboundary = 1.5", r"boundary: .*less than 1"),
         ("size_multiple = 16", "size_multiple = 256", r"sample_pixels: must be at least size_multiple squared"),
@@ -89,6 +96,58 @@ def test_wrong_profile_names_file_and_key(tmp_path, old, new, message):
     with pytest.raises(ProfileError, match=message) as caught:
         load_profile("mine", write(tmp_path, GOOD.replace(old, new)))
     assert "mine.toml" in str(caught.value)
+
+
+FAST = """
+[presets.fast]
+sampler = "euler"
+sigmas = [1.0, 0.5]
+guidance_high = 1.0
+guidance_low = 1.0
+[[presets.fast.loras]]
+repository = "a/b"
+file = "folder/c.safetensors"
+"""
+
+
+def test_a_preset_replaces_what_it_names(tmp_path):
+    quality = load_profile("mine", write(tmp_path, GOOD + FAST))
+    fast = quality.with_preset("fast")
+    assert (fast.name, fast.preset, fast.served_as) == ("mine", "fast", "mine:fast")
+    assert (fast.sampler, fast.steps, fast.sigmas, fast.shift) == ("euler", 2, (1.0, 0.5), quality.shift)
+    assert (quality.served_as, quality.is_guided, fast.is_guided) == ("mine", True, False)
+    assert fast.loras[0].path_in(Path("w")) == Path("w/loras/c.safetensors")
+    assert (quality.loras, quality.with_preset("quality")) == ((), quality)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('sampler = "euler"', 'sampler = "euler"\nspeed = 2', "presets.fast.speed: unknown key"),
+        ("sigmas = [1.0, 0.5]", "sigmas = [0.5, 1.0]", "sigmas: must fall from at most 1"),
+        ("sigmas = [1.0, 0.5]", "sigmas = [1.0, 0.0]", "sigmas: must fall .* without the final 0"),
+        ("sigmas = [1.0, 0.5]", "sigmas = []", "presets.fast.sigmas: .*at least 1"),
+        ("sigmas = [1.0, 0.5]", "sigmas = [1.0, 0.5]\nsteps = 2", "steps, sigmas: only one"),
+        ('file = "folder/c.safetensors"', "", "presets.fast.loras.0.file: is missing"),
+        ("[presets.fast]", "[presets.quality]", "presets.quality: stands at the top level"),
+    ],
+)
+def test_a_wrong_preset_names_file_and_key(tmp_path, old, new, message):
+    text = FAST.replace("presets.fast", "presets.quality") if "quality]" in new else FAST.replace(old, new)
+    with pytest.raises(ProfileError, match=message) as caught:
+        load_profile("mine", write(tmp_path, GOOD + text))
+    assert "mine.toml" in str(caught.value)
+
+
+def test_a_served_model_is_a_name_with_or_without_a_preset():
+    assert load_served("wan2.2-i2v-a14b:fast", CONFIGS).preset == "fast"
+    assert load_served("tiny:quality", CONFIGS).served_as == "tiny"
+    with pytest.raises(ProfileError, match=r"model tiny has no preset 'fast'; it has quality"):
+        load_served("tiny:fast", CONFIGS)
+    with pytest.raises(ProfileError, match=r"model tiny has no preset ''"):
+        load_served("tiny:", CONFIGS)
+    with pytest.raises(ProfileError, match=r"model wan2.2-s2v-14b cannot run yet: "):
+        load_served("wan2.2-s2v-14b", CONFIGS)
 
 
 def test_profile_cannot_change():

@@ -12,7 +12,7 @@ from queue_fixtures import make_job, make_settings, open_queue
 from wan_server.errors import InvalidRequest, InvalidTransition, NotFound
 from wan_server.job import Job
 from wan_server.listing import Cursor, Order
-from wan_server.queue import JobQueue
+from wan_server.queue import JobQueue, render_queue_of
 from wan_server.status import TaskStatus
 from wan_server.tables import WorkerRow
 
@@ -161,11 +161,29 @@ def test_a_foreign_cursor_is_refused(queue: JobQueue, cursor: str) -> None:
         queue.list(cursor=cursor)
 
 
-def test_each_model_has_its_own_line(queue: JobQueue) -> None:
+def test_the_models_of_a_set_share_one_line(tmp_path: Path) -> None:
+    jobs = [make_job(), make_job(model="tiny-ti2v"), make_job()]
+    with open_queue(make_settings(tmp_path, models="tiny,tiny-ti2v")) as queue:
+        for job in jobs:
+            queue.submit(job)
+        assert [queue.get(job.id).position for job in jobs] == [0, 1, 2]
+
+
+def test_each_set_of_models_has_its_own_line(queue: JobQueue, tmp_path: Path) -> None:
     first, other, second = make_job(), make_job(model="tiny-ti2v"), make_job()
-    for job in (first, other, second):
-        queue.submit(job)
-    assert [queue.get(job.id).position for job in (first, other, second)] == [0, 0, 1]
+    with open_queue(make_settings(tmp_path, models="tiny-ti2v,tiny")) as both:
+        for job, line in ((first, queue), (other, both), (second, queue)):
+            line.submit(job)
+        assert [queue.get(job.id).position for job in (first, other, second)] == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [(("a", "b"), ("b", "a"), True), (("a",), ("a", "b"), False), (("a",), ("a:fast",), False)],
+)
+def test_the_line_of_a_set_does_not_depend_on_its_order(one: tuple[str], other: tuple[str], same: bool) -> None:
+    assert (render_queue_of(one) == render_queue_of(other)) is same
+    assert render_queue_of(["tiny"]) == "render-tiny"
 
 
 def test_a_forgotten_job_forgets_its_webhook(queue: JobQueue) -> None:

@@ -18,6 +18,7 @@ from wan_server.files import FileStore
 from wan_server.job import Job
 from wan_server.output import Ingredients
 from wan_server.progress import Pace, Reporter
+from wan_server.renderers import Renderers
 from wan_server.stages import Stages
 
 pytest_plugins = ("pipeline_fixtures",)
@@ -30,7 +31,7 @@ def stages(tiny, tmp_path) -> Stages:
     settings = make_settings(tmp_path / "data")
     settings.data_dir.mkdir()
     renderer = Renderer(model.profile, model.checkpoint, torch.device("cpu"))
-    return Stages(settings, FileStore(settings), model.profile, renderer)
+    return Stages(settings, FileStore(settings), Renderers({"tiny": renderer}))
 
 
 @pytest.fixture

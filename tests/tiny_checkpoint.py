@@ -17,7 +17,13 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 CONCAT = TinySpec()
 TWO_EXPERTS = TinySpec(boundary=0.9)
 OLD_VAE = TinySpec(vae22=False)
-TI2V = TinySpec(expand_timesteps=True)
+TI2V = TinySpec("expand_timesteps")
+TEXT = TinySpec("text", vae22=False)
+VACE = TinySpec("vace", vae22=False)
+ONE_PICTURE = TinySpec(clip_pictures=1, vae22=False)
+TWO_PICTURES = TinySpec(clip_pictures=2, vae22=False)
+#: profiles whose inputs and text go with a layout
+BASES = {"concat": "tiny", "expand_timesteps": "tiny-ti2v", "text": "wan2.1-t2v-1.3b", "vace": "wan2.1-vace-1.3b"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +35,15 @@ class TinyModel:
 
 def small_profile(spec: TinySpec) -> Profile:
     """The profile of a miniature in this layout: a sample of 64x64, four steps, otherwise as the large models."""
-    base = load_profile("tiny-ti2v" if spec.expand_timesteps else "tiny", CONFIGS)
     return replace(
-        base,
+        load_profile(BASES[spec.conditioning], CONFIGS),
         weights_from="random",
-        conditioning="expand_timesteps" if spec.expand_timesteps else "concat",
+        repository=None,
+        original_repository=None,
+        architecture=None,
+        conditioning=spec.conditioning,
         boundary=spec.boundary,
+        clip_pictures=spec.clip_pictures,
         size_multiple=32 if spec.vae22 else 16,
         sample_pixels=64 * 64,
         text_len=512,
@@ -46,9 +55,13 @@ def small_profile(spec: TinySpec) -> Profile:
 
 
 def small_plan(profile: Profile, **changes) -> RenderPlan:
-    """Nine frames of 64x64, shown at that size. The texts are long enough to matter among 512 tokens."""
+    """Nine frames of 64x64, shown at that size. The texts are long enough to matter among 512 tokens.
+
+    The numbers are the same whatever the video begins with, but for `changes`.
+    """
     prompt, negative = "a cat runs over wet grass, " * 9, "blurred, grey, still; " * 9
-    plan = make_plan(profile, PlanRequest(prompt, negative, "720P", 1.0, 1, seed=5))
+    media = ("first_frame",) if "first_frame" in profile.inputs else ()
+    plan = make_plan(profile, PlanRequest(prompt, negative, "720P", 1.0, 1, seed=5, media=media))
     return replace(plan, **{"width": 64, "height": 64, "frames": 9, "sample_frames": 9, **changes})
 
 

@@ -24,8 +24,14 @@ class Conditioning:
     negative: Tensor | None = None
     #: extra input channels [1, C, T, h, w]: mask 4 and condition latents z (Wan I2V)
     concat: Tensor | None = None
-    #: latents of the first n frames, known without noise [1, z, n, h, w] (Wan 2.2 TI2V-5B)
+    #: latents of the first n latent frames, known without noise [1, z, n, h, w] (Wan 2.2 TI2V-5B)
     clean: Tensor | None = None
+    #: CLIP states of the known pictures [pictures, tokens, D] (Wan 2.1 I2V and FLF2V)
+    image: Tensor | None = None
+    #: what the second stack of blocks sees [1, 2z + 64, T, h, w] (VACE)
+    vace: Tensor | None = None
+    #: how much each block of that stack counts [blocks]; None is 1 for all
+    vace_scale: Tensor | None = None
 
     def pin(self, latents: Tensor) -> Tensor:
         """Latents with the known frames put back: [1, z, T, h, w]."""
@@ -47,6 +53,15 @@ class Conditioning:
         per_frame[: self.clean.shape[2] // patch[0]] = 0
         return per_frame.reshape(1, -1)
 
+    def model_options(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Arguments of the transformer that only some families have, by their name there."""
+        options = {
+            "encoder_hidden_states_image": self.image,
+            "control_hidden_states": self.vace,
+            "control_hidden_states_scale": self.vace_scale,
+        }
+        return {name: tensor.to(dtype) for name, tensor in options.items() if tensor is not None}
+
     def to(self, device: torch.device) -> Conditioning:
         """The same on another device."""
         return Conditioning(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
@@ -58,7 +73,7 @@ class Conditioning:
 
 
 def condition_video(prefix: Tensor, last: Tensor | None, frames: int) -> Iterator[Tensor]:
-    """Pixel video that the concat family encodes: the known frames at the start, mid-grey, the last frame if any.
+    """Pixel video that tells what is known: the known frames at the start, mid-grey, the last frame if any.
 
     `prefix` is [n, 3, H, W] in [-1, 1] with n = 4m+1, or 0 when only text is known; `last` is [3, H, W]. Yields
     [1, 3, 1, H, W], then [1, 3, 4, H, W] until `frames` = 4n+1 are out. The grey chunks of four are one and the
@@ -83,8 +98,12 @@ def prepare_concat(
     return Conditioning(prompt, negative, concat=torch.cat([mask, latents], dim=1))
 
 
-def prepare_clean_first_frame(prompt: Tensor, negative: Tensor | None, latents: Tensor) -> Conditioning:
-    """Per-token-timestep family, first frame known. `latents` [1, z, 1, h, w] of the image alone."""
+def prepare_clean(prompt: Tensor, negative: Tensor | None, latents: Tensor) -> Conditioning:
+    """Per-token-timestep family. `latents` [1, z, n, h, w] of the known frames alone.
+
+    The weights were trained with one known latent frame, a picture; every token has a timestep of its own, so
+    several, the end of a clip, are told in the same way.
+    """
     return Conditioning(prompt, negative, clean=latents)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
 from torch import Tensor
 
 from wan_pipelines.conditioning import Conditioning
@@ -14,19 +15,21 @@ from wan_pipelines.errors import RenderError
 from wan_pipelines.plan import TRAIN_TIMESTEPS
 from wan_pipelines.samplers import Sampler
 
+Transformer = WanTransformer3DModel | WanVACETransformer3DModel
+
 
 @dataclass(frozen=True, slots=True)
 class Experts:
     """One transformer, or two that share the noise range: `high` at t >= 1000 * boundary, `low` below."""
 
-    high: WanTransformer3DModel
-    low: WanTransformer3DModel | None = None
+    high: Transformer
+    low: Transformer | None = None
     boundary: float | None = None
 
     def is_low(self, timestep: float) -> bool:
         return self.boundary is not None and timestep < self.boundary * TRAIN_TIMESTEPS
 
-    def at(self, timestep: float) -> WanTransformer3DModel:
+    def at(self, timestep: float) -> Transformer:
         """The expert for this timestep."""
         return self.low if self.is_low(timestep) and self.low is not None else self.high
 
@@ -64,15 +67,14 @@ def denoise(
     return conditioning.pin(latents)
 
 
-def _velocity(
-    model: WanTransformer3DModel, latents: Tensor, timestep: float, conditioning: Conditioning, scale: float
-) -> Tensor:
+def _velocity(model: Transformer, latents: Tensor, timestep: float, conditioning: Conditioning, scale: float) -> Tensor:
     """Predicted noise - data in float32, guided away from the negative prompt when there is one."""
     hidden = conditioning.model_input(latents).to(model.dtype)  # [1, C, T, h, w]
     timesteps = conditioning.timesteps(timestep, latents, model.config["patch_size"])  # [1] or [1, S]
+    options = conditioning.model_options(model.dtype)
 
     def predict(text: Tensor) -> Tensor:
-        output = model(hidden, timesteps, text.to(model.dtype), return_dict=False)
+        output = model(hidden, timesteps, text.to(model.dtype), return_dict=False, **options)
         return output[0].float()
 
     if scale == 1 or conditioning.negative is None:

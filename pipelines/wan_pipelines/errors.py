@@ -4,6 +4,7 @@ PipelineError
 ├── ProfileError      a model profile (TOML) is missing, has an unknown key or a bad value
 ├── PlanError         the request asks for what the model cannot do; the message names the input field
 ├── CheckpointError   weights are missing, incomplete or do not fit the profile
+├── PlacementError    there is not enough memory; the message has the numbers
 └── RenderError       the computation gave something that is not a video (NaN, wrong file)
 """
 
@@ -24,6 +25,10 @@ class PlanError(PipelineError):
 
 class CheckpointError(PipelineError):
     """The weights are missing, incomplete or do not fit the profile."""
+
+
+class PlacementError(PipelineError):
+    """There is not enough memory for the model or for the plan."""
 
 
 class RenderError(PipelineError):

@@ -1,13 +1,15 @@
-"""Reads a checkpoint folder in diffusers layout: strict, offline, with errors that name the file.
+"""Loads a checkpoint folder of any layout: strict, offline, with errors that name file and key.
 
-What is loaded is what `model_index.json` lists. Every weight must be there and every weight in the file must be
-used; a folder that does not fit its profile is refused.
+A folder with `model_index.json` is read as diffusers lays it out. In any other folder the parts are found by what
+the files hold: original layout, ComfyUI's single files, lightx2v's, GGUF. Every weight must be there and every weight
+in the files must be used; a folder that does not fit its profile is refused before its weights are read.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,24 @@ import diffusers.utils.logging
 import torch
 import transformers.utils.logging
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
+from torch import nn
+from transformers import AutoTokenizer, CLIPVisionModel, PreTrainedTokenizerBase, UMT5EncoderModel
 
 from wan_pipelines.denoise import Experts
 from wan_pipelines.errors import CheckpointError
 from wan_pipelines.profile import Profile
+from wan_pipelines.vace import MASK_CHANNELS
+from wan_pipelines.weights.assemble import Precision, Source, complete, load_part
+from wan_pipelines.weights.cache import PartCache
+from wan_pipelines.weights.diffusers_folder import INDEX, TRANSFORMERS, looks_like_one, read_sources
+from wan_pipelines.weights.folder import Found, scan
+from wan_pipelines.weights.kinds import differences, read_config, traits_of_config
+
+__all__ = ["Checkpoint", "PartCache", "Precision", "ensure_checkpoint", "load_checkpoint", "silence_progress_bars"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: name of the part, tensors read, of how many
+OnPart = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +45,8 @@ class Checkpoint:
     text_encoder: UMT5EncoderModel
     vae: AutoencoderKLWan
     experts: Experts
+    #: CLIP, of the models that look at pictures through one
+    image_encoder: CLIPVisionModel | None = None
 
     @property
     def vae_stride(self) -> int:
@@ -49,89 +62,134 @@ def silence_progress_bars() -> None:
 
 def ensure_checkpoint(profile: Profile, folder: Path) -> None:
     """Build the miniature of a profile with random weights when its folder is not there yet."""
-    if profile.weights_from == "random" and not (folder / "model_index.json").is_file():
+    if profile.weights_from == "random" and not (folder / INDEX).is_file():
         from wan_pipelines.tiny import build_tiny, tiny_spec
 
         build_tiny(tiny_spec(profile), folder)
 
 
-def load_checkpoint(profile: Profile, folder: Path, device: torch.device, dtype: str | None) -> Checkpoint:
-    """Load `folder` (the one that holds `model_index.json`). Raises CheckpointError.
+def load_checkpoint(
+    profile: Profile,
+    folder: Path,
+    device: torch.device,
+    dtype: str | Precision | None,
+    *,
+    config_dir: Path | None = None,
+    parts: PartCache | None = None,
+    on_part: OnPart | None = None,
+) -> Checkpoint:
+    """Load the weights in `folder`. Raises CheckpointError; then nothing stays in memory.
 
-    `dtype` is that of transformers and text encoder, by default float32 on a CPU and bfloat16 elsewhere; the
-    autoencoder is float32 always, as in the published code.
+    `dtype` is that of transformers and text encoder, by default float32 on a CPU and bfloat16 elsewhere; layers that
+    are quantised in the file stay so, unless a `Precision` says otherwise. Autoencoder and image encoder are float32
+    always. `config_dir` holds the bundled configs of weights that come without. Parts that models have in common are
+    loaded once per `parts`. Weights that need no conversion stay mapped as long as they are on the CPU.
     """
-    chosen = _dtype(dtype, device)
-    index = _read_index(folder)
-    _check_index(profile, folder, index)
-    experts = [_model(WanTransformer3DModel, folder / name, chosen) for name in _transformers(index)]
-    vae = _model(AutoencoderKLWan, folder / "vae", torch.float32)
-    for model in experts:
-        _check_channels(profile, folder, model, vae.config["z_dim"])
+    precision = _precision(dtype, device)
+    tokenizer_folder, sources = find_parts(profile, folder, config_dir)
+    check_parts(profile, folder, sources, config_dir)
+    tokenizer = _tokenizer(tokenizer_folder)
+
+    def load(name: str) -> Any:
+        source = sources[name]
+        exact = Precision(torch.float32, keep_quantised=False)
+        chosen = exact if source.part in ("vae", "image_encoder") else precision
+        report = partial(on_part, name) if on_part else None
+
+        def make() -> nn.Module:
+            return load_part(source, chosen, report).to(device)
+
+        # transformers are what models differ in
+        return make() if parts is None or source.part == "transformer" else parts.share(source, chosen, device, make)
+
+    experts = [load(name) for name in TRANSFORMERS if name in sources]
     return Checkpoint(
-        tokenizer=_tokenizer(folder / "tokenizer"),
-        text_encoder=_model(UMT5EncoderModel, folder / "text_encoder", chosen).to(device),
-        vae=vae.to(device),
-        experts=Experts(*(model.to(device) for model in experts), boundary=profile.boundary),
+        tokenizer=tokenizer,
+        text_encoder=load("text_encoder"),
+        vae=load("vae"),
+        experts=Experts(*experts, boundary=profile.boundary),
+        image_encoder=load("image_encoder") if "image_encoder" in sources else None,
     )
 
 
-def _dtype(name: str | None, device: torch.device) -> torch.dtype:
-    name = name or ("float32" if device.type == "cpu" else "bfloat16")
+def _precision(wanted: str | Precision | None, device: torch.device) -> Precision:
+    if isinstance(wanted, Precision):
+        return wanted
+    name = wanted or ("float32" if device.type == "cpu" else "bfloat16")
     if name not in DTYPES:
         raise CheckpointError(f"dtype: must be one of {', '.join(DTYPES)} (got {name!r})")
-    return DTYPES[name]
+    return Precision(DTYPES[name])
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
-    path = folder / "model_index.json"
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing: no checkpoint in diffusers layout there") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(index, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
-    return index
+def find_parts(profile: Profile, folder: Path, config_dir: Path | None) -> tuple[Path, dict[str, Source]]:
+    """The tokenizer's folder, and the parts by the names that diffusers gives them. Raises CheckpointError."""
+    if profile.conditioning == "s2v":
+        raise CheckpointError(f"{folder}: there is no loader for conditioning s2v")
+    if looks_like_one(folder):
+        return folder / "tokenizer", read_sources(profile, folder)
+    contents = scan(folder, config_dir) if folder.is_dir() else None
+    if contents is None or not (contents.found or contents.foreign):
+        raise CheckpointError(f"{folder / INDEX} is missing: no checkpoint in diffusers layout there, and no other")
+    experts = contents.experts(profile.boundary is not None, lambda found: _is_of(profile, found))
+    latents = experts[0].config["out_channels"]
+    found = {
+        **dict(zip(TRANSFORMERS, experts, strict=False)),
+        "text_encoder": contents.one("text_encoder"),
+        "vae": contents.one("vae", lambda vae: vae.config["z_dim"] == latents),
+        **({"image_encoder": contents.one("image_encoder")} if profile.clip_pictures else {}),
+    }
+    return contents.tokenizer, {name: part.source for name, part in found.items()}
 
 
-def _parts(index: dict[str, Any]) -> list[str]:
-    """Names of the sub-folders that the index lists."""
-    return [name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None]
+def _is_of(profile: Profile, found: Found) -> bool:
+    return profile.architecture in (None, found.kind.architecture)
 
 
-def _transformers(index: dict[str, Any]) -> list[str]:
-    return [name for name in ("transformer", "transformer_2") if name in _parts(index)]
+def check_parts(profile: Profile, folder: Path, sources: Mapping[str, Source], config_dir: Path | None) -> None:
+    """Raises CheckpointError when the parts do not fit each other or the profile. Nothing was read but headers."""
+    configs = {name: complete(source.config) for name, source in sources.items()}
+    for name in TRANSFORMERS:
+        if name in sources:
+            _check_architecture(profile, sources[name], configs[name], config_dir)
+            _check_channels(profile, folder, configs[name], configs["vae"]["z_dim"])
+            _check_pictures(profile, folder, configs[name], configs.get("image_encoder"))
+            text, states = configs[name]["text_dim"], configs["text_encoder"]["d_model"]
+            if text != states:
+                raise CheckpointError(
+                    f"{folder}: the transformer takes text states of {text}, the encoder's are {states}"
+                )
 
 
-def _check_index(profile: Profile, folder: Path, index: dict[str, Any]) -> None:
-    parts = _parts(index)
-    for name in ("tokenizer", "text_encoder", "vae", "transformer"):
-        if name not in parts:
-            raise CheckpointError(f"{folder}/model_index.json does not list {name}")
-    for name in parts:
-        if not (folder / name).is_dir():
-            raise CheckpointError(f"{folder / name} is missing, but model_index.json lists it")
-    if "image_encoder" in parts:
-        raise CheckpointError(f"{folder}: checkpoints with an image encoder (Wan 2.1 I2V) are not supported")
-    experts = len(_transformers(index))
-    if experts != (1 if profile.boundary is None else 2):
-        raise CheckpointError(f"{folder} has {experts} transformers, the profile's boundary is {profile.boundary}")
-    expands = bool(index.get("expand_timesteps", False))
-    if expands != (profile.conditioning == "expand_timesteps"):
-        raise CheckpointError(
-            f"{folder}: expand_timesteps is {expands}, the profile's conditioning is {profile.conditioning}"
-        )
+def _check_architecture(profile: Profile, source: Source, config: dict[str, Any], config_dir: Path | None) -> None:
+    if profile.architecture is None:
+        return
+    wanted = traits_of_config(read_config(profile.architecture, config_dir))
+    if other := differences(traits_of_config(config), wanted):
+        raise CheckpointError(f"{source.where}: is not {profile.architecture}: it has {', '.join(other)}")
 
 
-def _check_channels(profile: Profile, folder: Path, model: WanTransformer3DModel, z_dim: int) -> None:
-    """Input channels: noise z, and for the concat family mask 4 and condition latents z."""
-    wanted = z_dim if profile.conditioning == "expand_timesteps" else 2 * z_dim + 4
-    found = model.config["in_channels"]
+def _check_channels(profile: Profile, folder: Path, config: dict[str, Any], z_dim: int) -> None:
+    """Input channels: noise z, and for the concat family mask 4 and condition latents z; VACE has them apart."""
+    conditioning = profile.conditioning
+    wanted, found = 2 * z_dim + 4 if conditioning == "concat" else z_dim, config["in_channels"]
     if found != wanted:
         raise CheckpointError(
-            f"{folder}: the transformer has {found} input channels, conditioning {profile.conditioning} needs {wanted}"
+            f"{folder}: the transformer has {found} input channels, conditioning {conditioning} needs {wanted}"
+        )
+    wanted, found = 2 * z_dim + MASK_CHANNELS if conditioning == "vace" else 0, config.get("vace_in_channels", 0)
+    if found != wanted:
+        raise CheckpointError(f"{folder}: the transformer has {found} VACE channels, {conditioning} needs {wanted}")
+
+
+def _check_pictures(profile: Profile, folder: Path, config: dict[str, Any], encoder: dict[str, Any] | None) -> None:
+    """States of the image encoder that the transformer takes, and learned positions for those of two pictures."""
+    wanted, found = (encoder["hidden_size"] if encoder else 0), config["image_dim"] or 0
+    if found != wanted:
+        raise CheckpointError(f"{folder}: the transformer takes picture states of {found}, the encoder's are {wanted}")
+    if bool(config["pos_embed_seq_len"]) != (profile.clip_pictures == 2):
+        raise CheckpointError(
+            f"{folder}: the transformer has positions for {config['pos_embed_seq_len'] or 'no'} picture tokens, "
+            f"the profile shows it {profile.clip_pictures} pictures"
         )
 
 
@@ -140,25 +198,3 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder}: {error}") from error
-
-
-def _model(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """A diffusers or transformers model; both report what did not match. Pickled weights are not read."""
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder / 'config.json'} is missing")
-    try:
-        model, info = kind.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: {error}") from error
-    _check_keys(folder, info)
-    return model.eval()
-
-
-def _check_keys(folder: Path, info: dict[str, Any]) -> None:
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        keys = sorted(str(key) for key in info.get(kind) or ())
-        if keys:
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            raise CheckpointError(f"{folder}: {kind.replace('_', ' ')}: {', '.join(keys[:3])}{more}")

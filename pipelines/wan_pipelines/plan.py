@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ TRAIN_TIMESTEPS = 1000
 ROUNDING_S = 0.0006
 #: what a video can begin with
 STARTS = ("first_frame", "first_clip")
+#: sizes are rounded up to the model's grid, which is no news
+SIZE_SLACK = 1.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +32,12 @@ class PlanRequest:
     negative_prompt: str | None
     #: "720P" | "1080P"
     resolution: str
-    #: width / height of the first frame or clip, or as wished for a video from text alone
+    #: width / height of the picture that gives the shape (see `shape_role`), or as wished for a video from text alone
     aspect: float
     seconds: int
     seed: int
     watermark: bool = False
-    #: roles of the media that condition the video; none is a video from text alone
+    #: roles of the media that are given; none is a video from text alone
     media: tuple[str, ...] = ("first_frame",)
     #: length of first_clip
     clip_seconds: float | None = None
@@ -45,6 +47,7 @@ class PlanRequest:
 class RenderPlan:
     """Everything that decides the pixels but the media and the weights. JSON in, JSON out."""
 
+    #: profile and preset, as `Profile.served_as` writes them
     model: str
     prompt: str
     negative_prompt: str
@@ -103,11 +106,10 @@ def make_plan(profile: Profile, request: PlanRequest) -> RenderPlan:
     """Resolve a request against a profile. Raises PlanError naming the field and the limit."""
     check_media(profile, request.media)
     counts = _count_frames(profile, request)
-    shape_of = "first_clip" if "first_clip" in request.media else "first_frame"
-    width, height = output_size(request.resolution, request.aspect, shape_of)
+    width, height = output_size(request.resolution, request.aspect, shape_role(request.media) or "first_frame")
     sample_width, sample_height = sample_size(width, height, profile.size_multiple, profile.sample_pixels)
     return RenderPlan(
-        model=profile.name,
+        model=profile.served_as,
         prompt=request.prompt,
         negative_prompt=request.negative_prompt or profile.negative_prompt,
         width=width,
@@ -118,7 +120,7 @@ def make_plan(profile: Profile, request: PlanRequest) -> RenderPlan:
         seconds=request.seconds,
         seed=request.seed,
         sampler=profile.sampler,
-        sigmas=flow_sigmas(profile.sampler, profile.steps, profile.shift),
+        sigmas=plan_sigmas(profile),
         shift=profile.shift,
         guidance_high=profile.guidance_high,
         guidance_low=profile.guidance_low,
@@ -129,19 +131,39 @@ def make_plan(profile: Profile, request: PlanRequest) -> RenderPlan:
 
 
 def check_media(profile: Profile, media: Collection[str]) -> None:
-    """Raises PlanError naming a role that the model does not take, that lacks its partner, or that is missing."""
+    """Raises PlanError naming a role that the model does not take, that lacks its partner, or that is missing.
+
+    Sound is taken by every model: what does not hear it leaves it to the video's sound track.
+    """
+    if profile.cannot_run:
+        raise PlanError(f"input: model {profile.name} cannot run yet: {profile.cannot_run}")
     for role in media:
-        if role not in profile.inputs:
-            takes = ", ".join(profile.inputs)
-            raise PlanError(f"input.{role}: model {profile.name} does not take it (it takes {takes})")
+        if role not in profile.inputs and role != "driving_audio":
+            takes = f"it takes {', '.join(profile.inputs)}" if profile.inputs else "it makes videos from text alone"
+            raise PlanError(f"input.{role}: model {profile.name} does not take it ({takes})")
     starts = [role for role in STARTS if role in media]
     if len(starts) > 1:
         raise PlanError("input.first_clip: cannot be combined with first_frame")
-    if not starts and "last_frame" in media:
+    if not starts and "last_frame" in media and not profile.takes_last_frame_alone:
         raise PlanError("input.last_frame: needs first_frame or first_clip")
-    if not starts and not profile.text_only:
+    if not shape_role(media) and not profile.text_only:
         needs = " or ".join(role for role in STARTS if role in profile.inputs)
         raise PlanError(f"input.first_frame: model {profile.name} makes no video from text alone; it needs {needs}")
+    for role in profile.needs:
+        if role not in media:
+            raise PlanError(f"input.{role}: model {profile.name} needs it")
+
+
+def shape_role(media: Collection[str]) -> str | None:
+    """Whose shape the video takes; None without a picture."""
+    return next((role for role in (*STARTS, "last_frame") if role in media), None)
+
+
+def plan_sigmas(profile: Profile) -> tuple[float, ...]:
+    """The profile's noise levels after the shift, with the final 0: explicit ones or evenly spaced ones."""
+    if profile.sigmas is not None:
+        return shifted(profile.sigmas, profile.shift)
+    return flow_sigmas(profile.sampler, profile.steps, profile.shift)
 
 
 def flow_sigmas(sampler: str, steps: int, shift: float) -> tuple[float, ...]:
@@ -153,8 +175,35 @@ def flow_sigmas(sampler: str, steps: int, shift: float) -> tuple[float, ...]:
     """
     last = 1 / TRAIN_TIMESTEPS if sampler == "unipc" else 0.0
     step = (last - 1.0) / steps
-    even = [i * step + 1.0 for i in range(steps)]
-    return (*(shift * s / (1 + (shift - 1) * s) for s in even), 0.0)
+    return shifted([i * step + 1.0 for i in range(steps)], shift)
+
+
+def shifted(levels: Sequence[float], shift: float) -> tuple[float, ...]:
+    """Noise levels after the time shift of flow matching, with a final 0 behind them."""
+    return (*(shift * level / (1 + (shift - 1) * level) for level in levels), 0.0)
+
+
+def beyond_training(profile: Profile, plan: RenderPlan) -> tuple[str, ...]:
+    """Sentences on what the plan asks of the model beyond what it was trained on; for output_meta."""
+    notes = []
+    if profile.trained_frames is not None and plan.sample_frames > profile.trained_frames:
+        notes.append(
+            f"input.duration: model {profile.name} was trained on {profile.trained_frames} frames and made "
+            f"{plan.sample_frames} in one go; motion may drift or repeat"
+        )
+    if profile.trained_sizes:
+        largest = max(profile.trained_sizes, key=_area)
+        if plan.sample_width * plan.sample_height > SIZE_SLACK * _area(largest):
+            notes.append(
+                f"input.resolution: model {profile.name} was trained on up to {largest} and worked at "
+                f"{plan.sample_width}x{plan.sample_height}; things may be doubled or blurred"
+            )
+    return tuple(notes)
+
+
+def _area(size: str) -> int:
+    """Pixels of a size like 1280x720."""
+    return math.prod(int(side) for side in size.split("x"))
 
 
 def _count_frames(profile: Profile, request: PlanRequest) -> dict[str, int]:

@@ -6,24 +6,79 @@ their authors publish. It knows nothing of a request: `plan.make_plan` joins the
 
 from __future__ import annotations
 
+import json
 import tomllib
+from dataclasses import field, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from wan_pipelines.errors import ProfileError
 
 Role = Literal["first_frame", "last_frame", "driving_audio", "first_clip"]
 WeightsFrom = Literal["shipped", "random", "repository"]
+Sampler = Literal["unipc", "euler"]
+Conditioning = Literal["concat", "expand_timesteps", "text", "vace", "s2v"]
+#: sub-folder of a profile's weights that holds the low-rank additions of its presets
+LORA_FOLDER = "loras"
+#: the published sampling numbers; every profile has them
+QUALITY = "quality"
+STRICT = ConfigDict(extra="forbid", strict=True)
 #: pixel frames per latent frame after the first one, the same in every Wan VAE
 TEMPORAL_STRIDE = 4
 
 
-@dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid", strict=True))
+@dataclass(frozen=True, slots=True, config=STRICT)
+class LoraFile:
+    """A low-rank addition to one expert."""
+
+    #: Hugging Face repository
+    repository: str
+    #: path inside it
+    file: str
+    #: expert that it is for; single-expert models have only "high"
+    expert: Literal["high", "low"] = "high"
+    strength: Annotated[float, Field(gt=0)] = 1.0
+    licence: str = "not stated"
+    disk_gb: Annotated[float, Field(ge=0)] = 0.0
+
+    def path_in(self, folder: Path) -> Path:
+        """Where the file lies in the folder of the profile's weights."""
+        return folder / LORA_FOLDER / Path(self.file).name
+
+
+@dataclass(frozen=True, slots=True, config=STRICT)
+class Preset:
+    """Sampling numbers that replace those of the profile; what is left out stays."""
+
+    sampler: Sampler | None = None
+    steps: Annotated[int | None, Field(ge=1, le=1000)] = None
+    #: noise levels before the shift, falling from 1, without the final 0; in place of `steps`
+    sigmas: Annotated[tuple[float, ...] | None, Field(min_length=1)] = None
+    shift: Annotated[float | None, Field(gt=0)] = None
+    guidance_high: Annotated[float | None, Field(ge=1)] = None
+    guidance_low: Annotated[float | None, Field(ge=1)] = None
+    loras: tuple[LoraFile, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Preset:
+        if self.steps is not None and self.sigmas is not None:
+            raise ValueError("steps, sigmas: only one of the two may be given")
+        levels = (*(self.sigmas or ()), 0.0)
+        if levels[0] > 1 or any(a <= b for a, b in pairwise(levels)):
+            raise ValueError(f"sigmas: must fall from at most 1, without the final 0 (got {list(levels[:-1])})")
+        return self
+
+
+@dataclass(frozen=True, slots=True, config=STRICT)
 class Profile:
-    """One checkpoint family. Every field is a key of the TOML file; unknown keys and bad values raise."""
+    """One checkpoint family. Every field is a key of the TOML file; unknown keys and bad values raise.
+
+    The sampling numbers at the top level are the preset "quality"; other presets replace some of them.
+    """
 
     #: file stem, and the name of the folder that holds the weights
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
@@ -31,24 +86,40 @@ class Profile:
     #: what ran, in words, for output_meta
     weights: str
     licence: str
-    #: "concat": mask and condition latents as extra input channels; "expand_timesteps": clean latent frames at t=0
-    conditioning: Literal["concat", "expand_timesteps"]
+    #: "concat": mask and condition latents as extra input channels; "expand_timesteps": clean latent frames at t=0;
+    #: "text": none; "vace": a second stack of blocks over masked video; "s2v": audio, reference and motion tokens
+    conditioning: Conditioning
     #: media that condition the model; driving audio is muxed by every profile, and listed only where the model hears it
-    inputs: Annotated[tuple[Role, ...], Field(strict=False, min_length=1)]
+    inputs: tuple[Role, ...]
     fps: Annotated[int, Field(ge=1, le=60)]
     #: most frames of one sample, 4n+1
     max_frames: Annotated[int, Field(ge=5)]
     #: sampled width and height are multiples of this: VAE stride times patch
     size_multiple: Annotated[int, Field(ge=2)]
-    sampler: Literal["unipc", "euler"]
+    sampler: Sampler
     steps: Annotated[int, Field(ge=1, le=1000)]
     #: flow-matching time shift
     shift: Annotated[float, Field(gt=0)]
     #: guidance scale at high noise, and the only one when there is no boundary; 1 means no second forward
     guidance_high: Annotated[float, Field(ge=1)]
     guidance_low: Annotated[float, Field(ge=1)]
+    #: explicit noise levels before the shift, in place of `steps` evenly spaced ones
+    sigmas: tuple[float, ...] | None = None
+    #: the preset whose numbers these are
+    preset: str = QUALITY
+    presets: dict[str, Preset] = field(default_factory=dict)
+    #: low-rank additions of the preset
+    loras: tuple[LoraFile, ...] = ()
+    #: inputs that it cannot do without, besides a picture or clip to begin with
+    needs: tuple[Role, ...] = ()
     #: it also makes a video from the prompt alone
     text_only: bool = False
+    #: pictures that a CLIP encoder shows the cross attention: 1 for Wan 2.1 I2V (257 tokens), 2 for FLF2V (514)
+    clip_pictures: Annotated[int, Field(ge=0, le=2)] = 0
+    #: frames that the model was trained on; `max_frames` may allow more
+    trained_frames: Annotated[int | None, Field(ge=5)] = None
+    #: sizes that the model was trained on, as "1280x720"
+    trained_sizes: tuple[Annotated[str, Field(pattern=r"^\d+x\d+$")], ...] = ()
     #: most frames of a clip's end that the model sees when it goes on from there, 4n+1
     prefix_frames: Annotated[int, Field(ge=1)] = 17
     #: fraction of the noise range below which the low-noise expert takes over; None for a single expert
@@ -59,13 +130,21 @@ class Profile:
     text_len: Annotated[int, Field(ge=8)] = 512
     #: used when the caller sends none
     negative_prompt: str = ""
-    #: GPU memory with everything resident
+    #: GPU memory with everything resident; 0 for models that need no GPU
     gpu_gib: Annotated[float, Field(ge=0)] = 0.0
+    #: GPU memory with one part at a time on the device
+    gpu_gib_least: Annotated[float, Field(ge=0)] = 0.0
     disk_gb: Annotated[float, Field(ge=0)] = 0.0
     #: "shipped": in the config folder; "random": a miniature made on first use; "repository": to be downloaded
     weights_from: WeightsFrom = "repository"
     #: Hugging Face repository in diffusers layout
     repository: str | None = None
+    #: Hugging Face repository in the layout of the original code
+    original_repository: str | None = None
+    #: transformer config in `configs/architectures`, for weights that come without
+    architecture: str | None = None
+    #: why this version of wanbox cannot run it; empty when it can
+    cannot_run: str = ""
 
     @model_validator(mode="after")
     def _check_together(self) -> Profile:
@@ -73,8 +152,16 @@ class Profile:
             raise ValueError(f"max_frames: must be 4n+1 (got {self.max_frames})")
         if self.prefix_frames % TEMPORAL_STRIDE != 1 or self.prefix_frames >= self.max_frames:
             raise ValueError(f"prefix_frames: must be 4n+1 and below max_frames (got {self.prefix_frames})")
-        if (self.weights_from == "repository") != (self.repository is not None):
+        if (self.weights_from == "repository") != (self.download_from is not None):
             raise ValueError('repository: is needed with weights_from = "repository", and only then')
+        if not self.inputs and not self.text_only:
+            raise ValueError("inputs: may only be empty with text_only = true")
+        if not set(self.needs) <= set(self.inputs) or (self.needs and self.text_only):
+            raise ValueError("needs: must be among inputs, and empty with text_only = true")
+        if self.gpu_gib_least > self.gpu_gib:
+            raise ValueError(f"gpu_gib_least: must be at most gpu_gib (got {self.gpu_gib_least:g})")
+        if QUALITY in self.presets:
+            raise ValueError(f"presets.{QUALITY}: stands at the top level")
         if self.sample_pixels is not None and self.sample_pixels < self.size_multiple**2:
             raise ValueError(f"sample_pixels: must be at least size_multiple squared ({self.size_multiple**2})")
         return self
@@ -89,6 +176,34 @@ class Profile:
         """Whether any expert runs classifier-free guidance, so that a negative prompt has an effect."""
         return self.guidance_high > 1 or (self.boundary is not None and self.guidance_low > 1)
 
+    @property
+    def served_as(self) -> str:
+        """`name[:preset]`: how settings, jobs and plans name these weights with these numbers."""
+        return self.name if self.preset == QUALITY else f"{self.name}:{self.preset}"
+
+    @property
+    def takes_last_frame_alone(self) -> bool:
+        """Whether a last frame needs no picture or clip to begin with: any frame of VACE's video may be given."""
+        return self.conditioning == "vace" and "last_frame" in self.inputs
+
+    @property
+    def download_from(self) -> str | None:
+        """Hugging Face repository of the weights, in diffusers layout where there is one."""
+        return self.repository or self.original_repository
+
+    def with_preset(self, name: str) -> Profile:
+        """The same weights with the sampling numbers of a preset. Raises ProfileError naming those there are."""
+        if name == self.preset:
+            return self
+        if name not in self.presets or self.preset != QUALITY:
+            known = ", ".join((QUALITY, *self.presets))
+            raise ProfileError(f"model {self.name} has no preset {name!r}; it has {known}")
+        preset = self.presets[name]
+        given = {f.name: value for f in fields(preset) if (value := getattr(preset, f.name)) not in (None, ())}
+        if preset.sigmas is not None:
+            given["steps"] = len(preset.sigmas)
+        return replace(self, preset=name, **given)
+
 
 def load_profile(name: str, config_dir: Path) -> Profile:
     """The profile in `config_dir/models/<name>.toml`. Raises ProfileError naming the file and the key."""
@@ -97,6 +212,15 @@ def load_profile(name: str, config_dir: Path) -> Profile:
     if name not in known:
         raise ProfileError(f"model {name!r} is unknown; {path.parent} has {', '.join(known) or 'no profiles'}")
     return _parse(path)
+
+
+def load_served(model: str, config_dir: Path) -> Profile:
+    """The profile behind `name[:preset]`. Raises ProfileError naming what is unknown or cannot run."""
+    name, colon, preset = model.partition(":")
+    profile = load_profile(name, config_dir)
+    if profile.cannot_run:
+        raise ProfileError(f"model {name} cannot run yet: {profile.cannot_run}")
+    return profile.with_preset(preset) if colon else profile
 
 
 def list_profiles(config_dir: Path) -> list[Profile]:
@@ -114,7 +238,10 @@ def _parse(path: Path) -> Profile:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         if "name" in data:
             raise ProfileError(f"{path}: name: is the file's own name and is not written in it")
-        return Profile(**data, name=path.stem)
+        if mixed := sorted({"preset", "sigmas", "loras"} & set(data)):
+            raise ProfileError(f"{path}: {', '.join(mixed)}: belongs into a table [presets.<name>]")
+        # as JSON, because tables become dataclasses and arrays tuples there although types are strict
+        return TypeAdapter(Profile).validate_json(json.dumps({**data, "name": path.stem}, default=str))
     except tomllib.TOMLDecodeError as error:
         raise ProfileError(f"{path}: {error}") from error
     except ValidationError as error:

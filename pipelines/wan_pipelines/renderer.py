@@ -6,57 +6,34 @@ checkpoint, with the same result to the last bit. Knows no queue: what calls it 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import chain, islice
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import TypeVar
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from wan_pipelines.clip import shown_frames, upright
-from wan_pipelines.conditioning import Conditioning, condition_video, prepare_clean_first_frame, prepare_concat
+from wan_pipelines.conditioning import Conditioning
+from wan_pipelines.conditions import Known, Media, Texts, check_clip, check_family, read_known, show, tell
 from wan_pipelines.denoise import Guidance, denoise
 from wan_pipelines.errors import RenderError
-from wan_pipelines.framing import condition_image, frames_between, visible
+from wan_pipelines.framing import frames_between, visible
 from wan_pipelines.load import Checkpoint, ensure_checkpoint, load_checkpoint, silence_progress_bars
 from wan_pipelines.mp4 import Mp4Spec, Mp4Writer, VideoFacts
-from wan_pipelines.pixels import cover_crop, load_image
+from wan_pipelines.offload import Keeper
+from wan_pipelines.peaks import Stage
+from wan_pipelines.pixels import cover_crop
 from wan_pipelines.plan import RenderPlan, check_media
 from wan_pipelines.profile import TEMPORAL_STRIDE, Profile
 from wan_pipelines.resume import StepSaver, resume
 from wan_pipelines.samplers import make_sampler
 from wan_pipelines.tensorfile import load_tensors, read_metadata, save_tensors
 from wan_pipelines.text import TextStates, encode_text
-from wan_pipelines.vae import encode_frames, stream_decode
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Media:
-    """Local files that condition the video; without any it comes from the text alone."""
-
-    first_frame: Path | None = None
-    last_frame: Path | None = None
-    first_clip: Path | None = None
-
-    @property
-    def files(self) -> dict[str, Path]:
-        """The files that are given, by role."""
-        paths = {"first_frame": self.first_frame, "last_frame": self.last_frame, "first_clip": self.first_clip}
-        return {role: path for role, path in paths.items() if path is not None}
-
-    def digest(self) -> str:
-        """Changes when any file's bytes or role do."""
-        digest = hashlib.sha256()
-        for role, path in self.files.items():
-            with path.open("rb") as file:
-                digest.update(role.encode() + hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
+from wan_pipelines.vae import stream_decode
+from wan_pipelines.weights.lora import apply_loras
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +57,8 @@ class Renderer:
     device: torch.device
     #: seconds between two checkpoints of the denoise loop; 0 writes one after every step
     checkpoint_every_s: float = 30.0
+    #: brings the parts to the device for their stage; None when all of them stay there
+    keeper: Keeper | None = None
 
     @classmethod
     def load(
@@ -94,18 +73,23 @@ class Renderer:
         silence_progress_bars()
         ensure_checkpoint(profile, folder)
         checkpoint = load_checkpoint(profile, folder, torch.device(device), dtype)
+        check_family(profile, checkpoint)
+        apply_loras(checkpoint.experts, profile, folder, "auto")
         return cls(profile, checkpoint, torch.device(device), checkpoint_every_s)
 
     @torch.inference_mode()
     def encode(self, plan: RenderPlan, media: Media, out: Path, beat: Callable[[], None]) -> EncodeReport:
         """Texts and media to conditions in `out`. `beat` is called between pieces of work and may raise."""
         self._check_plan(plan)
+        check_media(self.profile, media.files)
         beat()
-        prompt = self._encode_text(plan.prompt)
-        negative = self._encode_text(plan.negative_prompt) if plan.is_guided else None
-        conditions = self._condition(plan, media, prompt, negative, beat)
-        metadata = {"plan": plan.key, "media": media.digest()}
-        save_tensors(out, conditions.tensors(), metadata)
+        with self._stage("text"):
+            prompt = self._encode_text(plan.prompt)
+            negative = self._encode_text(plan.negative_prompt) if plan.is_guided else None
+        known = read_known(plan, media, self.device, beat)
+        conditioning = self._tell(known, (prompt.states, negative.states if negative else None), beat)
+        conditioning = self._show(conditioning, plan, known)
+        save_tensors(out, conditioning.tensors(), {"plan": plan.key, "media": media.digest()})
         return EncodeReport(
             prompt_tokens=prompt.tokens,
             prompt_tokens_dropped=prompt.dropped,
@@ -139,8 +123,10 @@ class Renderer:
             saver.offer(current)
             on_step(done, plan.steps)
 
+        experts = replace(self.checkpoint.experts, boundary=plan.boundary)
         guidance = Guidance(plan.guidance_high, plan.guidance_low)
-        result = denoise(self.checkpoint.experts, latents, conditions, sampler, guidance, after_step)
+        with self._stage("denoise"):
+            result = denoise(experts, latents, conditions, sampler, guidance, after_step)
         save_tensors(out, {"latents": result}, metadata)
 
     @torch.inference_mode()
@@ -158,11 +144,11 @@ class Renderer:
         `on_frames(done, frames)` comes after each chunk and may raise.
         """
         self._check_plan(plan)
-        _check_clip(plan, clip)
+        check_clip(plan, clip)
         _metadata_for(plan, latents)
         tensor = load_tensors(latents, self.device)["latents"]
         spec = Mp4Spec(plan.width, plan.height, plan.fps, plan.frames, sound=sound, watermark=plan.watermark)
-        with Mp4Writer(out, spec) as writer:
+        with self._stage("decode"), Mp4Writer(out, spec) as writer:
             done = 0
             for chunk in chain(_clip_frames(plan, clip), self._new_frames(plan, tensor)):
                 writer.write(chunk)
@@ -177,38 +163,29 @@ class Renderer:
             yield visible(chunk, plan)
 
     def _check_plan(self, plan: RenderPlan) -> None:
-        if plan.model != self.profile.name:
-            raise RenderError(f"the plan is for model {plan.model}, this worker has {self.profile.name}")
+        if plan.model != self.profile.served_as:
+            raise RenderError(f"the plan is for model {plan.model}, this worker has {self.profile.served_as}")
 
     def _encode_text(self, text: str) -> TextStates:
         parts = self.checkpoint
         return encode_text(parts.tokenizer, parts.text_encoder, text, self.profile.text_len)
 
-    def _condition(
-        self, plan: RenderPlan, media: Media, prompt: TextStates, negative: TextStates | None, beat: Callable[[], None]
-    ) -> Conditioning:
-        """What this family is told about these media."""
-        check_media(self.profile, media.files)
-        _check_clip(plan, media.first_clip)
-        texts = prompt.states, negative.states if negative else None
-        prefix = self._frames(_prefix_pictures(plan, media, beat), plan)
-        if self.profile.conditioning == "expand_timesteps":
-            if not len(prefix):
-                return Conditioning(*texts)
-            return prepare_clean_first_frame(*texts, self._encode_video(prefix, None, len(prefix), beat))
-        last = self._frames([load_image(media.last_frame)], plan)[0] if media.last_frame else None
-        latents = self._encode_video(prefix, last, plan.sample_frames, beat)
-        return prepare_concat(*texts, latents, prefix_frames=len(prefix), with_last=last is not None)
+    def _tell(self, known: Known, texts: Texts, beat: Callable[[], None]) -> Conditioning:
+        """The families that see frames see them through the autoencoder."""
+        with self._stage("encode") if self.profile.conditioning != "text" else nullcontext():
+            return tell(self.profile, self.checkpoint.vae, known, texts, beat)
 
-    def _frames(self, pictures: Iterable[Image.Image], plan: RenderPlan) -> Tensor:
-        """[n, 3, sample height, sample width] in [-1, 1] on the device; n may be 0."""
-        frames = [condition_image(picture, plan) for picture in pictures]
-        empty = torch.empty(0, 3, plan.sample_height, plan.sample_width)
-        return (torch.stack(frames) if frames else empty).to(self.device)
+    def _show(self, conditioning: Conditioning, plan: RenderPlan, known: Known) -> Conditioning:
+        """Adds the states of the image encoder where there is one."""
+        encoder = self.checkpoint.image_encoder
+        if not self.profile.clip_pictures or encoder is None:
+            return conditioning
+        with self._stage("image"):
+            return replace(conditioning, image=show(self.profile, encoder, plan, known))
 
-    def _encode_video(self, prefix: Tensor, last: Tensor | None, frames: int, beat: Callable[[], None]) -> Tensor:
-        chunks = condition_video(prefix, last, frames)
-        return encode_frames(self.checkpoint.vae, _beating(chunks, beat))
+    def _stage(self, name: Stage) -> AbstractContextManager[None]:
+        """Inside, what computes in this stage is on the device."""
+        return nullcontext() if self.keeper is None else self.keeper.stage(name)
 
     def _latent_shape(self, plan: RenderPlan) -> tuple[int, ...]:
         vae, stride = self.checkpoint.vae, self.checkpoint.vae_stride
@@ -229,28 +206,8 @@ def _metadata_for(plan: RenderPlan, path: Path) -> dict[str, str]:
     return metadata
 
 
-def _check_clip(plan: RenderPlan, clip: Path | None) -> None:
-    if (clip is None) != (plan.clip_frames == 0):
-        raise RenderError(f"the plan counts {plan.clip_frames} frames of first_clip, which is not what came with it")
-
-
-def _prefix_pictures(plan: RenderPlan, media: Media, beat: Callable[[], None]) -> Iterator[Image.Image]:
-    """The pictures that the model is shown at the start: the first frame, or the end of the clip."""
-    if media.first_frame is not None:
-        yield load_image(media.first_frame)
-    if media.first_clip is not None:
-        shown = _beating(shown_frames(media.first_clip, plan.fps, plan.clip_frames), beat)
-        yield from (upright(frame) for frame in islice(shown, plan.clip_frames - plan.prefix_frames, None))
-
-
 def _clip_frames(plan: RenderPlan, clip: Path | None) -> Iterator[Tensor]:
     """The clip's frames at the size of the video, [1, 3, height, width] in [0, 1] each."""
     if clip is not None:
         for frame in shown_frames(clip, plan.fps, plan.clip_frames):
             yield cover_crop(upright(frame), plan.width, plan.height)[None]
-
-
-def _beating(items: Iterable[T], beat: Callable[[], None]) -> Iterator[T]:
-    for item in items:
-        beat()
-        yield item

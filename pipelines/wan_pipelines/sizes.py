@@ -34,7 +34,7 @@ def output_size(resolution: str, aspect: float, field: str = "first_frame") -> t
     if not 1 / MAX_ASPECT <= aspect <= MAX_ASPECT:
         raise PlanError(f"input.{field}: aspect ratio must be between 1:8 and 8:1 (got {aspect:.3g})")
     for nominal, size in zip(_ASPECTS, _WELL_KNOWN[resolution], strict=True):
-        if abs(aspect / nominal - 1) <= _SNAP:
+        if max(aspect / nominal, nominal / aspect) <= 1 + _SNAP:  # the same for a frame on its side
             return size
     budget = BUDGETS[resolution]
     return _even(math.sqrt(budget * aspect)), _even(math.sqrt(budget / aspect))

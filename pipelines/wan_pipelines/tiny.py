@@ -11,38 +11,59 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from wan_pipelines.clip_vision import MEAN, STD
+from wan_pipelines.denoise import Transformer
+from wan_pipelines.errors import CheckpointError
 from wan_pipelines.profile import Profile
+from wan_pipelines.vace import MASK_CHANNELS
 
 Z_DIM = 16
 TEXT_DIM = 32
+#: width of the CLIP states, and the side of the square that CLIP sees: 16x16 patches and the class make 257 tokens
+IMAGE_DIM = 48
+IMAGE_SIDE = 64
+IMAGE_TOKENS = 257
+Layout = Literal["concat", "expand_timesteps", "text", "vace"]
+#: class of diffusers' own pipeline
+PIPELINES = {"text": "WanPipeline", "vace": "WanVACEPipeline"}
 
 
 @dataclass(frozen=True, slots=True)
 class TinySpec:
     """Which of the Wan layouts to build in miniature."""
 
-    #: TI2V-5B: per-token timesteps instead of concatenated condition latents
-    expand_timesteps: bool = False
+    #: what the transformer takes besides noise and text, as in a profile
+    conditioning: Layout = "concat"
     #: fraction of the noise range where the second expert takes over; None builds one expert
     boundary: float | None = None
     #: Wan 2.2 layout of the autoencoder (stride 16, residual, patch 2) or the one of 2.1 (stride 8)
     vae22: bool = True
+    #: pictures that the image encoder shows the cross attention; 0 builds none
+    clip_pictures: int = 0
     seed: int = 0
 
 
 def tiny_spec(profile: Profile) -> TinySpec:
-    """The miniature that fits a profile with random weights."""
-    return TinySpec(expand_timesteps=profile.conditioning == "expand_timesteps", boundary=profile.boundary)
+    """The miniature that fits a profile. Raises CheckpointError when there is none of that layout."""
+    if profile.conditioning == "s2v":
+        raise CheckpointError(f"model {profile.name}: there is no miniature with conditioning s2v")
+    return TinySpec(
+        conditioning=profile.conditioning,
+        boundary=profile.boundary,
+        vae22=profile.size_multiple == 32,
+        clip_pictures=profile.clip_pictures,
+    )
 
 
 def build_tiny(spec: TinySpec, folder: Path) -> None:
@@ -61,13 +82,19 @@ def _write(spec: TinySpec, folder: Path) -> None:
     parts = _parts(spec)
     for name, part in parts.items():
         part.save_pretrained(folder / name)
-    index = {
-        "_class_name": "WanImageToVideoPipeline",
-        "boundary_ratio": spec.boundary,
-        "expand_timesteps": spec.expand_timesteps,
-        **{name: [type(part).__module__.partition(".")[0], type(part).__name__] for name, part in parts.items()},
-    }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    classes = {name: [type(part).__module__.partition(".")[0], type(part).__name__] for name, part in parts.items()}
+    if spec.clip_pictures:
+        classes["image_processor"] = ["transformers", "CLIPImageProcessor"]
+        _write_json(folder / "image_processor" / "preprocessor_config.json", _image_processor())
+    own = {} if spec.conditioning == "vace" else {"expand_timesteps": spec.conditioning == "expand_timesteps"}
+    pipeline = PIPELINES.get(spec.conditioning, "WanImageToVideoPipeline")
+    index = {"_class_name": pipeline, "boundary_ratio": spec.boundary, **own, **classes}
+    _write_json(folder / "model_index.json", index)
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 def _publish(scratch: Path, folder: Path) -> None:
@@ -90,7 +117,11 @@ def _parts(spec: TinySpec) -> dict[str, Any]:
             "scheduler": _scheduler(),
             "transformer": _transformer(spec),
         }
-        return parts if spec.boundary is None else {**parts, "transformer_2": _transformer(spec)}
+        if spec.boundary is not None:
+            parts["transformer_2"] = _transformer(spec)
+        if spec.clip_pictures:
+            parts["image_encoder"] = _image_encoder()
+        return parts
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
@@ -139,12 +170,20 @@ def _vae(spec: TinySpec) -> AutoencoderKLWan:
         base_dim=8,
         z_dim=Z_DIM,
         num_res_blocks=1,
-        latents_mean=[0.0] * Z_DIM,
-        latents_std=[1.0] * Z_DIM,
+        latents_mean=torch.linspace(-0.4, 0.4, Z_DIM).tolist(),
+        latents_std=torch.linspace(0.8, 1.2, Z_DIM).tolist(),
         **layout,
     ).eval()
+    _spread(vae.encoder)
     _soften(vae.decoder.conv_out)
     return vae
+
+
+@torch.no_grad()
+def _spread(encoder: nn.Module) -> None:
+    """Give the latents a spread of about 1 that comes from the picture: in fresh weights the biases drown it."""
+    encoder.conv_in.weight.mul_(10)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    encoder.conv_out.weight.mul_(8)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
 
 
 @torch.no_grad()
@@ -156,17 +195,58 @@ def _soften(conv: nn.Conv3d) -> None:
         conv.bias.zero_()
 
 
-def _transformer(spec: TinySpec) -> WanTransformer3DModel:
-    return WanTransformer3DModel(
+def _transformer(spec: TinySpec) -> Transformer:
+    size: dict[str, Any] = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 32,
+        "in_channels": 2 * Z_DIM + 4 if spec.conditioning == "concat" else Z_DIM,
+        "out_channels": Z_DIM,
+        "text_dim": TEXT_DIM,
+        "freq_dim": 64,
+        "ffn_dim": 128,
+        "num_layers": 2,
+    }
+    if spec.conditioning == "vace":
+        return WanVACETransformer3DModel(**size, vace_layers=[0, 1], vace_in_channels=2 * Z_DIM + MASK_CHANNELS).eval()
+    if not spec.clip_pictures:
+        return WanTransformer3DModel(**size).eval()
+    positions = IMAGE_TOKENS * 2 if spec.clip_pictures == 2 else None
+    model = WanTransformer3DModel(**size, image_dim=IMAGE_DIM, added_kv_proj_dim=64, pos_embed_seq_len=positions).eval()
+    embedder = model.condition_embedder.image_embedder
+    if embedder is not None and embedder.pos_embed is not None:
+        nn.init.normal_(embedder.pos_embed)  # zeros at first: learned, so a missing one must show
+    return model
+
+
+def _image_encoder() -> CLIPVisionModel:
+    config = CLIPVisionConfig(
+        hidden_size=IMAGE_DIM,
+        intermediate_size=64,
+        projection_dim=16,
+        num_hidden_layers=3,
         num_attention_heads=2,
-        attention_head_dim=32,
-        in_channels=Z_DIM if spec.expand_timesteps else 2 * Z_DIM + 4,
-        out_channels=Z_DIM,
-        text_dim=TEXT_DIM,
-        freq_dim=64,
-        ffn_dim=128,
-        num_layers=2,
-    ).eval()
+        image_size=IMAGE_SIDE,
+        patch_size=IMAGE_SIDE // 16,
+        hidden_act="gelu",
+        initializer_range=0.2,
+    )
+    return CLIPVisionModel(config).eval()
+
+
+def _image_processor() -> dict[str, Any]:
+    """CLIP's own preprocessing, for diffusers; nothing here reads it."""
+    side = {"height": IMAGE_SIDE, "width": IMAGE_SIDE}
+    steps = {f"do_{step}": True for step in ("resize", "center_crop", "rescale", "normalize", "convert_rgb")}
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": IMAGE_SIDE},
+        "crop_size": side,
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "image_mean": MEAN,
+        "image_std": STD,
+        **steps,
+    }
 
 
 def _scheduler() -> UniPCMultistepScheduler:

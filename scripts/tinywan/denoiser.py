@@ -111,17 +111,16 @@ def train_denoiser(
     model = Learner(build_denoiser(shape, recipe.vae.z_dim, recipe.text.width)).to(parts.device)
     schedule = Schedule(shape.cycles, shape.warmup, shape.learning_rate, shape.final_learning_rate, shape.hold)
     trainer = Trainer(model, schedule, shape.ema, state)
-    current: tuple[int, list[Examples]] | None = None
+    filmed: dict[int, list[Examples]] = {}
 
     def loss_of(step: int) -> dict[str, Tensor]:
-        nonlocal current
         number, rng = shape.stretch(step), recipe.rng("denoiser", step)
-        source = max(n for n in range(number + 1) if shape.stretches[n].pools)
-        if current is None or current[0] != source:
-            current = source, fill_pools(recipe, photos, parts, source, state.parent / "banks")
-        stretch, pools = shape.stretches[number], shape.stretches[source].pools
+        stretch, source = shape.stretches[number], _source(shape, number, rng)
+        if source not in filmed:
+            filmed[source] = fill_pools(recipe, photos, parts, source, state.parent / "banks")
+        pools = shape.stretches[source].pools
         pick = rng.choices(range(len(pools)), [pool.share for pool in pools])[0]
-        clips = current[1][pick].drawn(pools[pick].batch, stretch.zooms, rng)
+        clips = filmed[source][pick].drawn(pools[pick].batch, stretch.zooms, rng)
         velocity, motion = _losses(model, clips, shape.shift, rng)
         return {"velocity": velocity, "motion": stretch.motion * motion}
 
@@ -130,6 +129,13 @@ def train_denoiser(
     average = trainer.average
     assert isinstance(average, Learner)
     return average.denoiser, done
+
+
+def _source(shape: Denoiser, number: int, rng: Random) -> int:
+    """The stretch whose pools a step of stretch `number` draws from: its own or the last ones, or those before them."""
+    sources = [n for n in range(number + 1) if shape.stretches[n].pools]
+    again = shape.stretches[number].again
+    return sources[-2] if again and rng.random() < again else sources[-1]
 
 
 def fill_pools(recipe: Recipe, photos: list[Photo], parts: Parts, number: int, folder: Path) -> list[Examples]:
@@ -165,10 +171,11 @@ def make_examples(
         # one kind of condition for the whole group, so that it can be encoded at once
         mode = _pick(stretch.modes, rng)
         known = known_frames(mode, pool.frames, rng)
+        silence = stretch.empty.get(mode, recipe.denoiser.no_caption), stretch.unsaid * mode.startswith("prefix")
         condition = encode(parts.vae, pixels, known)
         latents.append(encode(parts.vae, pixels, every))
         conditions.append(torch.cat([known_mask(known, condition), condition], dim=1))
-        texts += [_texts(recipe, parts, content, mode, rng) for content, _, _ in filmed]
+        texts += [_texts(recipe, parts, content, silence, rng) for content, _, _ in filmed]
     made = torch.cat(latents), torch.cat(conditions), torch.stack(texts), torch.tensor(motions)
     return Examples(*(part.half().cpu() for part in made))
 
@@ -226,18 +233,18 @@ def encode(vae: AutoencoderKLWan, pixels: Tensor, known: Tensor) -> Tensor:
         return encode_frames(vae, chunks)
 
 
-def _texts(recipe: Recipe, parts: Parts, content: Content, mode: str, rng: Random) -> Tensor:
+def _texts(recipe: Recipe, parts: Parts, content: Content, silence: tuple[float, float], rng: Random) -> Tensor:
     """Text states [captions, text_len, D] of some ways to ask for the same clip."""
-    captions = [_caption(recipe, parts.commands, content, mode, rng) for _ in range(recipe.denoiser.captions)]
+    captions = [_caption(parts.commands, content, *silence, rng) for _ in range(recipe.denoiser.captions)]
     length = recipe.text.length
     return torch.cat([encode_text(parts.tokenizer, parts.encoder, text, length).states for text in captions])
 
 
-def _caption(recipe: Recipe, commands: Commands, content: Content, mode: str, rng: Random) -> str:
-    """What is asked for; now and then nothing, for guidance, and less where the prefix shows the motion."""
-    if rng.random() < recipe.denoiser.no_caption:
+def _caption(commands: Commands, content: Content, empty: float, unsaid: float, rng: Random) -> str:
+    """What is asked for; now and then nothing, for guidance, or nothing about a motion that a prefix shows."""
+    if rng.random() < empty:
         return ""
-    if mode.startswith("prefix") and rng.random() < 0.3:
+    if unsaid and rng.random() < unsaid:
         content = Content(None, pattern=content.pattern, colours=content.colours)
     return commands.caption(content, rng)
 

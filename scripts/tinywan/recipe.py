@@ -110,6 +110,12 @@ class Stretch:
     modes: dict[str, float] = Field(default_factory=dict)
     #: none: those of the stretch before
     pools: tuple[Pool, ...] = ()
+    #: share of empty prompts by kind of condition, where it is not the usual one
+    empty: dict[str, float] = Field(default_factory=dict)
+    #: share of the captions of prefixes that do not tell the motion
+    unsaid: float = 0.3
+    #: share of the steps that draw from the pools before these
+    again: float = 0.0
     #: how often a clip that zooms is drawn for each other one
     zooms: int = 1
     #: of the loss that reads the motion out of the middle of the model

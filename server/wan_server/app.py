@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from sqlalchemy import Engine
 
-from wan_pipelines.profile import load_profile
 from wan_server import __version__
 from wan_server.apps import Catalog
 from wan_server.auth import UploadSigner
@@ -20,6 +19,7 @@ from wan_server.keys import KeyStore
 from wan_server.middleware import install_middleware
 from wan_server.openapi import documented
 from wan_server.routes import apps, files, health, sessions, tasks
+from wan_server.served import served_profiles, settle
 from wan_server.services import Services
 from wan_server.settings import Settings
 from wan_server.stream import Pace
@@ -59,6 +59,7 @@ def build_app(settings: Settings) -> FastAPI:
     """The application on the database and the store that the settings name; closes them at shutdown."""
     from wan_server.queue import JobQueue
 
+    settings = settle(settings)
     queue = JobQueue(settings)
     app = create_app(settings, queue, FileStore(settings, queue.engine), queue.engine)
 
@@ -72,8 +73,8 @@ def build_app(settings: Settings) -> FastAPI:
 
 
 def make_services(settings: Settings, queue: JobQueue, files_store: FileStore, engine: Engine, pace: Pace) -> Services:
-    """Everything that the handlers work with. Raises ProfileError when the configured model has no profile."""
-    catalog = Catalog(load_profile(settings.model, settings.configs))
+    """Everything that the handlers work with. Raises ProfileError when a configured model has no profile."""
+    catalog = Catalog(served_profiles(settings))
     return Services(
         settings=settings,
         queue=queue,

@@ -1,4 +1,4 @@
-"""The apps that this server answers for, and how they are described on the wire."""
+"""The apps that this server answers for, what its models can do with them, and how that is said on the wire."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from wan_pipelines.profile import Profile
 from wan_server.appref import AppRef, parse_ref
+from wan_server.choice import abilities
 from wan_server.clock import timestamp
 from wan_server.errors import InvalidInput, NotFound
 from wan_server.ids import derived_id, short_id
@@ -64,9 +65,9 @@ WAN_I2V: Final = App(
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """Finds apps by name and id. `profile` is what really answers."""
+    """Finds apps by name and id. `profiles` is what really answers, the preferred one first."""
 
-    profile: Profile
+    profiles: tuple[Profile, ...]
     apps: tuple[App, ...] = (WAN_I2V,)
 
     def find(self, ref: AppRef) -> App:
@@ -121,8 +122,8 @@ class Catalog:
         run = {"name": FUNCTION, "description": app.description, **schemas, "kind": "run", "capabilities": []}
         return {
             **_base(app.version_id),
-            "metadata": {"model": self.profile.name, "weights": self.profile.weights, "licence": self.profile.licence},
-            "repository": self.profile.repository or "",
+            "metadata": self._metadata(),
+            "repository": self.profiles[0].download_from or "",
             "flow_version_id": None,
             "flow_version": None,
             "setup_schema": None,
@@ -137,10 +138,40 @@ class Catalog:
             "checksum": "",
         }
 
+    def _metadata(self) -> Json:
+        """The models behind the app, and what this server can and cannot do with each combination of inputs."""
+        return {
+            "model": ", ".join(profile.served_as for profile in self.profiles),
+            "weights": ", ".join(dict.fromkeys(profile.weights for profile in self.profiles)),
+            "licence": ", ".join(dict.fromkeys(profile.licence for profile in self.profiles)),
+            "models": [model_dto(profile) for profile in self.profiles],
+            "abilities": abilities(self.profiles),
+        }
+
     def _resources(self) -> Json:
-        gib = self.profile.gpu_gib
+        gib = max(profile.gpu_gib for profile in self.profiles)
         gpu = {"count": 1 if gib else 0, "vram": int(gib * 1024**3), "type": "nvidia" if gib else "none"}
         return {"gpu": gpu, "ram": 0}
+
+
+def model_dto(profile: Profile) -> Json:
+    """What is known of a model that may answer."""
+    return {
+        "model": profile.served_as,
+        "preset": profile.preset,
+        "title": profile.title,
+        "weights": profile.weights,
+        "licence": profile.licence,
+        "inputs": list(profile.inputs),
+        "needs": list(profile.needs),
+        "text_alone": profile.text_only,
+        "fps": profile.fps,
+        "up_to_s": profile.max_seconds,
+        "trained_frames": profile.trained_frames,
+        "trained_sizes": list(profile.trained_sizes),
+        "steps": profile.steps,
+        "uses_negative_prompt": profile.is_guided,
+    }
 
 
 def check_function(function: str | None) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `wanbox serve | worker | render | models | keys`. Each command imports only what it needs."""
+"""The command line: `wanbox serve | worker | render | models | weights | keys`. Commands import only what they need."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from wan_server.settings import Settings, SettingsError, as_environment, load_settings
+from wan_server.weights_cli import weights_app
 
 app = typer.Typer(
     name="wanbox",
@@ -21,9 +22,17 @@ app = typer.Typer(
 )
 keys_app = typer.Typer(help="API keys: without any, only this machine may use the server.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
+app.add_typer(weights_app, name="weights")
 
 DataDir = Annotated[Path | None, typer.Option(help="Folder of the database, the files and the weights. [./data]")]
-ModelName = Annotated[str | None, typer.Option(help="Profile to load, see `wanbox models`. [tiny]")]
+Models = Annotated[
+    str | None,
+    typer.Option(
+        "--models",
+        "--model",
+        help="Profiles to serve as NAME[:PRESET], comma-separated, the preferred one first; or auto. [tiny]",
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda. [auto]")]
 
 
@@ -32,17 +41,19 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. [127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one. [8000]")] = None,
     data_dir: DataDir = None,
-    model: ModelName = None,
+    models: Models = None,
     device: Device = None,
     worker: Annotated[bool, typer.Option(help="Run a worker beside the front end.")] = True,
 ) -> None:
     """Run the HTTP front end and, unless --no-worker is given, a supervised worker."""
-    given = {"host": host, "port": port, "data_dir": data_dir, "model": model, "device": device}
+    given = {"host": host, "port": port, "data_dir": data_dir, "models": models, "device": device}
     with _explained():
-        settings = _settings(**given)
         from wan_server.serve import serve as run
+        from wan_server.served import settle
 
-        environment = {**os.environ, **as_environment({**given, "data_dir": settings.data_dir.resolve()})}
+        settings = settle(_settings(**given), with_worker=worker)
+        resolved = {"models": settings.models, "data_dir": settings.data_dir.resolve()}
+        environment = {**os.environ, **as_environment({**given, **resolved})}
         raise typer.Exit(run(settings, environment, with_worker=worker))
 
 
@@ -50,13 +61,13 @@ def serve(
 def worker(
     name: Annotated[str | None, typer.Option(help="Stays the same over restarts. [HOST-0]")] = None,
     data_dir: DataDir = None,
-    model: ModelName = None,
+    models: Models = None,
     device: Device = None,
     supervised: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Run a worker alone, against the database and store of the settings."""
     with _explained():
-        settings = _settings(data_dir=data_dir, model=model, device=device)
+        settings = _settings(data_dir=data_dir, models=models, device=device)
     from wan_server.worker import leave, run_worker
     from wan_server.worker_process import default_name
 
@@ -72,7 +83,7 @@ def render(
     jobs: Annotated[Path, typer.Argument(help="INPUT.json with one input, or JOBS.jsonl with one per line.")],
     out: Annotated[Path, typer.Option(help="Folder for the videos and their manifests.")],
     data_dir: DataDir = None,
-    model: ModelName = None,
+    models: Models = None,
     device: Device = None,
 ) -> None:
     """Render inputs without a server. Run it again to go on: what is done is skipped, what failed is tried again."""
@@ -82,23 +93,25 @@ def render(
         given = {
             "data_dir": usual.data_dir if is_given else out / ".wanbox",
             "weights_dir": usual.weights.resolve(),
-            "model": model,
+            "models": models,
             "device": device,
         }
-        settings = _settings(**given)
         from wan_server.render import render as run
+        from wan_server.served import settle
 
-        environment = {**os.environ, **as_environment({**given, "data_dir": settings.data_dir.resolve()})}
+        settings = settle(_settings(**given))
+        resolved = {"models": settings.models, "data_dir": settings.data_dir.resolve()}
+        environment = {**os.environ, **as_environment({**given, **resolved})}
         raise typer.Exit(run(settings, environment, jobs, out))
 
 
 @app.command()
-def models(data_dir: DataDir = None) -> None:
-    """List the profiles, what is installed, and what this machine can run."""
+def models(data_dir: DataDir = None, models: Models = None) -> None:
+    """List the profiles, what is installed, what this machine can run, and what the configured ones do."""
     with _explained():
         from wan_server.models import print_models
 
-        print_models(_settings(data_dir=data_dir))
+        print_models(_settings(data_dir=data_dir, models=models))
 
 
 @keys_app.command("create")

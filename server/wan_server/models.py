@@ -2,48 +2,74 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Column, Table
 
 from wan_pipelines.profile import Profile, checkpoint_folder, list_profiles
+from wan_server.choice import SHORTEST_CLIP_S, abilities
+from wan_server.served import gpu_memory_gib, has_weights, served_profiles, settle
 from wan_server.settings import Settings
 
 if TYPE_CHECKING:
     from wan_server.keys import KeyRecord
 
-SMI_TIMEOUT_S: Final = 10
-
 
 def print_models(settings: Settings) -> None:
-    """One row per profile."""
+    """One row per profile and preset, then what the configured set can do. Raises ProfileError, SettingsError."""
+    console = Console()
     memory = gpu_memory_gib()
     table = Table(
         Column("model", no_wrap=True), "weights", "licence", "takes", "up to", "installed", "this machine", box=None
     )
     for profile in list_profiles(settings.configs):
-        table.add_row(
-            profile.name,
-            profile.weights,
-            profile.licence,
-            ", ".join((*profile.inputs, *(["text alone"] if profile.text_only else []))),
-            f"{profile.max_seconds} s",
-            installed(profile, checkpoint_folder(profile, settings.weights, settings.configs)),
-            verdict(profile, memory),
-        )
-    Console().print(table)
+        for version in (profile, *(profile.with_preset(name) for name in profile.presets)):
+            table.add_row(
+                version.served_as,
+                version.weights,
+                version.licence,
+                takes(version),
+                f"{version.max_seconds} s",
+                installed(version, checkpoint_folder(version, settings.weights, settings.configs)),
+                verdict(version, memory),
+            )
+    console.print(table)
+    console.print(f"\nWeights belong in {settings.weights}/<model>.", markup=False, highlight=False)
+    served = served_profiles(settle(settings))
+    names = ", ".join(profile.served_as for profile in served)
+    console.print(f"This server is configured for {names} (WANBOX_MODELS):", markup=False, highlight=False)
+    for line in said_abilities(served):
+        console.print(f"  {line}", markup=False, highlight=False)
+
+
+def said_abilities(served: tuple[Profile, ...]) -> list[str]:
+    """One line for each combination of inputs that the app knows."""
+    lines = []
+    for ability in abilities(served):
+        models = ", ".join(f"{model} up to {seconds} s" for model, seconds in ability["models"].items())
+        behind = f" behind a clip of {SHORTEST_CLIP_S:g} s" if models and "first_clip" in ability["inputs"] else ""
+        said = models + behind if models else f"no: {ability['why_not']}"
+        note = f"; {ability['note']}" if "note" in ability else ""
+        lines.append(f"{' + '.join(ability['inputs'])}: {said}{note}")
+    return lines
+
+
+def takes(profile: Profile) -> str:
+    """The inputs that a model listens to."""
+    needed = {role: f"{role} (needed)" for role in profile.needs}
+    roles = [needed.get(role, role) for role in profile.inputs]
+    return ", ".join([*roles, *(["text alone"] if profile.text_only else [])])
 
 
 def installed(profile: Profile, folder: Path) -> str:
     """Whether the weights lie in `folder`, where the worker looks for them."""
-    is_there = (folder / "model_index.json").is_file()
+    is_there = has_weights(profile, folder)
     if profile.weights_from == "repository":
-        return "yes" if is_there else f"no: put {profile.repository} in {folder}"
+        size = profile.disk_gb + sum(lora.disk_gb for lora in profile.loras)
+        return "yes" if is_there else f"no: wanbox weights get {profile.served_as} ({size:.0f} GB)"
     if profile.weights_from == "shipped" and not is_there:
         return f"no: {folder} is missing from the installation"
     return "built in"
@@ -51,25 +77,17 @@ def installed(profile: Profile, folder: Path) -> str:
 
 def verdict(profile: Profile, gpus_gib: list[float]) -> str:
     """Whether this machine can run the profile, with the numbers."""
+    if profile.cannot_run:
+        return f"no: {profile.cannot_run}"
     if profile.gpu_gib == 0:
         return "yes"
     best = max(gpus_gib, default=0.0)
     if best >= profile.gpu_gib:
         return f"yes ({best:.0f} GiB GPU)"
+    if best >= profile.gpu_gib_least > 0:
+        return f"yes, one part at a time ({best:.0f} GiB GPU; {profile.gpu_gib:.0f} GiB would hold all)"
     has = f"has {best:.0f} GiB" if best else "has none"
-    return f"no: needs a GPU with {profile.gpu_gib:.0f} GiB, {has}"
-
-
-def gpu_memory_gib() -> list[float]:
-    """Memory of each NVIDIA GPU, asked of the driver's own tool; empty without one."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    command = [tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SMI_TIMEOUT_S, check=False)
-    if done.returncode != 0:
-        return []
-    return [float(line) / 1024 for line in done.stdout.splitlines() if line.strip()]
+    return f"no: needs a GPU with {profile.gpu_gib_least or profile.gpu_gib:.0f} GiB, {has}"
 
 
 def print_keys(records: list[KeyRecord]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from wan_pipelines.plan import RenderPlan
+from wan_pipelines.plan import RenderPlan, beyond_training
 from wan_pipelines.profile import Profile
 from wan_server.job import Job
 from wan_server.media import VISUAL
@@ -62,7 +62,9 @@ def _video_meta(job: Job, profile: Profile, made: Ingredients) -> Json:
         "extra": {
             "task_type": task_type(set(made.prepared["files"])),
             "model": profile.name,
+            "preset": profile.preset,
             "weights": profile.weights,
+            **_set_facts(job, profile),
             "seed": plan.seed,
             "frames": facts["frames"],
             "sampled_width": plan.sample_width,
@@ -76,9 +78,10 @@ def _video_meta(job: Job, profile: Profile, made: Ingredients) -> Json:
             "has_audio": facts["has_audio"],
             "watermark": plan.watermark,
             "prompt": plan.prompt,
-            "negative_prompt": plan.negative_prompt,
+            "negative_prompt": plan.negative_prompt if made.encoded["negative_used"] else None,
             "prompt_extend": made.extension,
             "not_honoured": not_honoured(job, made, plan),
+            "beyond_training": list(beyond_training(profile, plan)),
         },
     }
 
@@ -94,7 +97,7 @@ def not_honoured(job: Job, made: Ingredients, plan: RenderPlan) -> list[str]:
                 f"input.{field}: the text encoder does not read that far; the last {dropped} tokens were left out"
             )
     if job.input.get("negative_prompt") and not made.encoded["negative_used"]:
-        notes.append("input.negative_prompt: this preset runs without classifier-free guidance, so it has no effect")
+        notes.append(f"input.negative_prompt: model {plan.model} runs at guidance scale 1, where it has no effect")
     if (plan.sample_width, plan.sample_height) != (plan.width, plan.height):
         notes.append(
             f"input.resolution: the model worked at {plan.sample_width}x{plan.sample_height}; "
@@ -106,6 +109,16 @@ def not_honoured(job: Job, made: Ingredients, plan: RenderPlan) -> list[str]:
     if clip := made.prepared["probes"].get("first_clip"):
         notes += _clip_notes(clip, made.facts, plan)
     return notes
+
+
+def _set_facts(job: Job, profile: Profile) -> Json:
+    """Additions to the weights, and why models that the server prefers were not taken."""
+    facts: Json = {}
+    if profile.loras:
+        facts["loras"] = [f"{lora.repository}/{lora.file}" for lora in profile.loras]
+    if passed_over := job.options.get("passed_over"):
+        facts["passed_over"] = passed_over
+    return facts
 
 
 def _clip_facts(plan: RenderPlan) -> Json:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import builtins
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -55,7 +55,7 @@ LINE_REFRESH_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The waiting lines as they stood at `at` (epoch seconds), one per model."""
+    """The waiting lines as they stood at `at` (epoch seconds), one per set of models."""
 
     at: float
     #: queue name -> ids in the order of dequeueing
@@ -64,9 +64,9 @@ class Line:
     workers: builtins.list[WorkerRow]
 
 
-def render_queue_of(model: str) -> str:
-    """The queue of the jobs for one model; its workers take no others."""
-    return f"render-{model}"
+def render_queue_of(models: Iterable[str]) -> str:
+    """The queue of the jobs for a set of models, in whatever order they are configured; its workers take no others."""
+    return f"render-{'+'.join(sorted(set(models)))}"
 
 
 def _webhook_id(job_id: str) -> str:
@@ -79,6 +79,8 @@ class JobQueue:
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
         self.settings = settings
         self.clock = clock
+        #: the queue of this server's set of models
+        self.render_queue = render_queue_of(settings.served)
         teach_sqlite_subseconds()
         self.engine = make_engine(settings.database)
         DBOS.migrate(settings.database)
@@ -100,7 +102,7 @@ class JobQueue:
         """Enqueue a job, delayed until `run_at` (epoch seconds). The same id a second time is the same job."""
         options: EnqueueOptions = {
             "workflow_name": RENDER_WORKFLOW,
-            "queue_name": render_queue_of(job.model),
+            "queue_name": self.render_queue,
             "workflow_id": job.id,
             "app_version": WORKFLOW_VERSION,
         }
@@ -273,9 +275,10 @@ class JobQueue:
         if row.status == "DELAYED":
             return None, None
         line = self._line(job.id)
-        queued = line.queued[render_queue_of(job.model)]
+        name = row.queue_name or self.render_queue
+        queued = line.queued.get(name, [])
         position = queued.index(job.id) if job.id in queued else 0
-        workers = sum(worker.model == job.model for worker in line.workers)
+        workers = sum(render_queue_of(worker.models) == name for worker in line.workers)
         return position, self.estimator.wait(job, position + line.running, max(1, workers))
 
     def _line(self, job_id: str) -> Line:

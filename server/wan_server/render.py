@@ -14,7 +14,6 @@ from typing import Any, Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from wan_pipelines.profile import load_profile
 from wan_server.apps import Catalog
 from wan_server.batch import BatchJob, Manifest, read_jobs, read_manifest
 from wan_server.errors import InvalidInput, InvalidTransition, NotFound, Unavailable, WanboxError
@@ -22,6 +21,7 @@ from wan_server.files import FileStore
 from wan_server.job import JobState
 from wan_server.keys import Principal
 from wan_server.queue import JobQueue
+from wan_server.served import served_profiles
 from wan_server.settings import Settings
 from wan_server.status import TaskStatus
 from wan_server.submit import Submission, Submitter
@@ -49,7 +49,7 @@ class Batch:
         """Submit a job, or find it where an earlier run left it. A refusal becomes a failed manifest."""
         found = read_manifest(self.out, job.name)
         try:
-            digest = job.digest(self.submitter.profile.name)
+            digest = job.digest(",".join(self.submitter.settings.served))
             if found is not None and found.digest == digest:
                 if found.is_done(self.out):
                     return found
@@ -124,7 +124,7 @@ def render(settings: Settings, environment: Mapping[str, str], jobs_file: Path, 
     settings = settings.model_copy(update={"max_queue": len(jobs) + settings.max_queue})
     queue = JobQueue(settings)
     files = FileStore(settings, queue.engine)
-    catalog = Catalog(load_profile(settings.model, settings.configs))
+    catalog = Catalog(served_profiles(settings))
     batch = Batch(queue, files, Submitter(settings, queue, files, catalog, secret=b""), out)
     try:
         manifests = _run(batch, jobs, Supervisor(f"render-{default_name()}", environment))

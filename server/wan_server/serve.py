@@ -9,7 +9,6 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from wan_pipelines.profile import load_profile
 from wan_server.app import build_app
 from wan_server.auth import require_keys_unless_loopback
 from wan_server.keys import KeyStore
@@ -38,8 +37,10 @@ class DrainingServer(uvicorn.Server):
 
 
 def serve(settings: Settings, environment: Mapping[str, str], *, with_worker: bool) -> int:
-    """Run until a signal. Returns the exit status. Raises WanboxError when the settings do not allow the start."""
-    load_profile(settings.model, settings.configs)
+    """Run until a signal. Returns the exit status. Raises WanboxError when the settings do not allow the start.
+
+    The environment is the worker's; it must name the same models as the settings.
+    """
     require_keys_unless_loopback(settings, KeyStore(make_engine(settings.database)))
     app = build_app(settings)
     supervisor = Supervisor(default_name(), environment) if with_worker else None

@@ -40,8 +40,10 @@ class Settings(BaseSettings):
     #: fsspec URL of the file store; a folder inside data_dir when empty
     store_url: str | None = None
     config_dir: Path | None = None
-    #: profile that the worker loads
-    model: str = "tiny"
+    #: profiles that a worker loads, as name[:preset]; a request takes the first that can do it. "auto" looks at the GPU
+    models: Annotated[tuple[str, ...], NoDecode] = ("tiny",)
+    #: the older name of `models`, for one
+    model: str | None = None
     #: folder that holds one sub-folder of weights per profile
     weights_dir: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -80,7 +82,7 @@ class Settings(BaseSettings):
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
-    @field_validator("api_keys", "cors_origins", mode="before")
+    @field_validator("api_keys", "cors_origins", "models", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         """`a, b` as in the environment."""
@@ -88,11 +90,29 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
+    @field_validator("model", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        return value or None
+
+    @model_validator(mode="after")
+    def _check_models(self) -> Settings:
+        if not self.models:
+            raise ValueError("models: must name at least one profile")
+        if self.model and "models" in self.model_fields_set:
+            raise ValueError("models: is given twice, the other time as model")
+        return self
+
     @model_validator(mode="after")
     def _check_heartbeat(self) -> Settings:
         if self.heartbeat_timeout_s < 3 * self.heartbeat_s:
             raise ValueError("heartbeat_timeout_s: must be at least three times heartbeat_s")
         return self
+
+    @property
+    def served(self) -> tuple[str, ...]:
+        """Names of the models that this server serves, in the order in which they are asked."""
+        return (self.model,) if self.model else self.models
 
     @property
     def database(self) -> str:
@@ -133,8 +153,11 @@ def load_settings(**given: Any) -> Settings:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
     problems = [f"{name}: is not a setting of wanbox" for name in unknown if not name.startswith(TEST_PREFIX)]
+    given = {name: value for name, value in given.items() if value is not None}
+    if "models" in given:
+        given["model"] = None  # the command line goes before both variables
     try:
-        settings = Settings(**{name: value for name, value in given.items() if value is not None})
+        settings = Settings(**given)
     except ValidationError as error:
         problems += [_line(item) for item in error.errors(include_url=False)]
         settings = None
@@ -145,12 +168,18 @@ def load_settings(**given: Any) -> Settings:
 
 def as_environment(given: Mapping[str, Any]) -> dict[str, str]:
     """What the command line gave, as variables for a child process."""
-    return {PREFIX + name.upper(): str(value) for name, value in given.items() if value is not None}
+    values = {name: ",".join(value) if isinstance(value, tuple) else value for name, value in given.items()}
+    if values.get("models") is not None:
+        values["model"] = ""
+    return {PREFIX + name.upper(): str(value) for name, value in values.items() if value is not None}
 
 
 def _line(error: Any) -> str:
-    name = PREFIX + "_".join(str(part) for part in error["loc"][:1]).upper()
-    return f"{name}: {error['msg'].removeprefix('Value error, ')} (got {error['input']!r})"
+    message = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:  # a check of several settings names the first one itself
+        name, colon, rest = message.partition(":")
+        return f"{PREFIX}{name.upper()}{colon}{rest}"
+    return f"{PREFIX}{str(error['loc'][0]).upper()}: {message} (got {error['input']!r})"
 
 
 def find_config_dir() -> Path:

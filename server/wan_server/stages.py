@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from wan_pipelines.plan import STARTS, PlanError, PlanRequest, RenderPlan, make_plan
-from wan_pipelines.profile import Profile
+from wan_pipelines.plan import PlanError, PlanRequest, RenderPlan, make_plan, shape_role
 from wan_server import media
 from wan_server.errors import InvalidInput, NotFound, WanboxError
 from wan_server.fetch import fetch
@@ -24,10 +23,8 @@ from wan_server.output import Ingredients, output_of
 from wan_server.probe import Probe
 from wan_server.progress import Reporter
 from wan_server.prompt import extend_prompt
+from wan_server.renderers import Renderers
 from wan_server.settings import Settings
-
-if TYPE_CHECKING:
-    from wan_pipelines.renderer import Renderer
 
 #: shape of a video from text alone, width / height
 TEXT_ASPECT = 16 / 9
@@ -42,8 +39,7 @@ class Stages:
 
     settings: Settings
     files: FileStore
-    profile: Profile
-    renderer: Renderer
+    renderers: Renderers
 
     def prepare(self, job: Job, report: Reporter) -> dict[str, Any]:
         """Fetch what is remote, examine all media. Returns `{files: {role: id}, probes: {role: probe}, notes}`."""
@@ -74,11 +70,11 @@ class Stages:
             aspect=_aspect(probes),
             seed=job.seed,
             watermark=bool(job.input.get("watermark")),
-            media=tuple(role for role in media.VISUAL if role in probes),
+            media=tuple(role for role in media.ROLES if role in probes),
             clip_seconds=clip.seconds if clip else None,
         )
         try:
-            return make_plan(self.profile, request)
+            return make_plan(self.renderers.profile(job.model), request)
         except PlanError as error:
             raise InvalidInput(str(error)) from None
 
@@ -89,7 +85,7 @@ class Stages:
         with ExitStack() as stack, self._work(job) as work:
             given = {role: self._local(stack, prepared, role) for role in media.VISUAL}
             out = work / CONDITIONING
-            facts = self.renderer.encode(plan, Media(**given), out, report.beat)
+            facts = self.renderers.of(job.model).encode(plan, Media(**given), out, report.beat)
             self.files.scratch_put(job.id, CONDITIONING, out)
         return asdict(facts)
 
@@ -108,7 +104,7 @@ class Stages:
                     self.files.scratch_put(job.id, CHECKPOINT, checkpoint)
                 report.step(step, steps)
 
-            self.renderer.denoise(plan, work / CONDITIONING, work / LATENTS, on_step, checkpoint)
+            self.renderers.of(job.model).denoise(plan, work / CONDITIONING, work / LATENTS, on_step, checkpoint)
             self.files.scratch_put(job.id, LATENTS, work / LATENTS)
 
     def decode(self, job: Job, plan: RenderPlan, prepared: dict[str, Any], report: Reporter) -> dict[str, Any]:
@@ -119,7 +115,7 @@ class Stages:
             is_heard = clip is not None and prepared["probes"]["first_clip"]["has_audio"]
             sound = clip if is_heard else self._local(stack, prepared, "driving_audio")
             out = work / "video.mp4"
-            facts = self.renderer.decode(plan, work / LATENTS, out, sound, report.step, clip)
+            facts = self.renderers.of(job.model).decode(plan, work / LATENTS, out, sound, report.step, clip)
             name = f"{job.app.rsplit('/', 1)[-1]}-{job.id[:8]}.mp4"
             record = self.files.ingest(out, filename=name, content_type="video/mp4", task_id=job.id, role="output")
         return {"file": record.id, "facts": asdict(facts)}
@@ -128,7 +124,7 @@ class Stages:
         """The task's output, with a link to the stored video. Drops the scratch files."""
         record = self.files.get(ingredients.file_id)
         self.discard(job)
-        return output_of(job, self.profile, self.files.uri(record, job.base_url), ingredients)
+        return output_of(job, self.renderers.profile(job.model), self.files.uri(record, job.base_url), ingredients)
 
     def discard(self, job: Job) -> None:
         """Remove everything that only a running job needs."""
@@ -189,13 +185,14 @@ class Stages:
 
 
 def _aspect(probes: dict[str, Probe]) -> float:
-    """Width / height of the picture that the video begins with."""
-    for role in STARTS:
-        if probe := probes.get(role):
-            if not probe.width or not probe.height:  # the check of the role refuses such files
-                raise InvalidInput(f"input.{role}: has no size")
-            return probe.width / probe.height
-    return TEXT_ASPECT
+    """Width / height of the picture that gives the video its shape."""
+    role = shape_role(probes)
+    if role is None:
+        return TEXT_ASPECT
+    probe = probes[role]
+    if not probe.width or not probe.height:  # the check of the role refuses such files
+        raise InvalidInput(f"input.{role}: has no size")
+    return probe.width / probe.height
 
 
 def _stamp(path: Path) -> int | None:

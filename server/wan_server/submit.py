@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from wan_pipelines.errors import PlanError
-from wan_pipelines.plan import PlanRequest, check_media, make_plan
 from wan_pipelines.profile import Profile
 from wan_server import media
 from wan_server.appref import AppRef
 from wan_server.apps import App, Catalog, check_function
+from wan_server.choice import Choice, choose, wish_of
 from wan_server.clock import timestamp
 from wan_server.errors import Conflict, InvalidInput, InvalidRequest, NotFound, SessionNotFound, TooManyRequests
 from wan_server.files import FileStore
@@ -25,7 +24,6 @@ from wan_server.ids import derived_id, is_id, new_id
 from wan_server.inputs import MediaResolver, Resolved, examine
 from wan_server.job import Job, JobState
 from wan_server.keys import Principal
-from wan_server.probe import Probe
 from wan_server.schema import MAX_SEED, GenerateInput, RunRequest, parse_input, parse_run
 from wan_server.settings import Settings
 from wan_server.urls import check_url
@@ -80,44 +78,41 @@ class Submitter:
         job = self._job(job_id, app, request, submission, options)
         return _same_request(self.queue.submit(job, run_at), fingerprint)
 
-    @property
-    def profile(self) -> Profile:
-        return self.catalog.profile
-
     def _job(self, job_id: str, app: App, request: RunRequest, sent: Submission, options: Json) -> Job:
         resolver = MediaResolver(self.files, sent.base_url, self.settings.allow_private_urls)
         _refuse_uploaded_text(request.input, resolver)
         parsed, notes = parse_input(request.input)
-        given = media_of(parsed)
-        check_request(self.profile, parsed, hosted_caps=self.settings.hosted_page_caps)
-        resolved = self._resolve(resolver, parsed)
+        check_request(parsed, hosted_caps=self.settings.hosted_page_caps)
+        choose(self.catalog.profiles, wish_of(parsed, None))
+        resolved, choice = self._resolve(resolver, parsed)
         return Job(
             id=job_id,
             app=app.full_name,
-            model=self.profile.name,
+            model=choice.profile.served_as,
             input=parsed.model_dump(exclude_none=True) | {item.role: item.uri for item in resolved},
             files={item.role: item.record.id for item in resolved if item.record},
             remote={item.role: item.uri for item in resolved if not item.record},
             seed=secrets.randbelow(MAX_SEED + 1) if parsed.seed is None else parsed.seed,
             base_url=sent.base_url,
             created_at=self.clock(),
-            not_honoured=(*notes, *unheard(self.profile, given)),
-            options=options,
+            not_honoured=(*notes, *unheard(choice.profile, media_of(parsed))),
+            options=options | ({"passed_over": dict(choice.passed_over)} if choice.passed_over else {}),
         )
 
-    def _resolve(self, resolver: MediaResolver, parsed: GenerateInput) -> list[Resolved]:
-        """Resolve all or, when one is refused, keep none of the inline media of this request."""
+    def _resolve(self, resolver: MediaResolver, parsed: GenerateInput) -> tuple[list[Resolved], Choice]:
+        """The media, and the model for them. When anything is refused, none of the inline media is kept."""
         with ExitStack() as undo:
-            resolved = []
+            resolved, clip_seconds = [], None
             for role, value in media_of(parsed).items():
                 item = resolver.resolve(role, value)
                 if item.record and self.files.id_of(value) != item.record.id:
                     undo.callback(self.files.delete, item.record.id)
                 if item.record and role == "first_clip":
-                    check_plan(self.profile, parsed, examine(self.files, self.files.get(item.record.id)))
+                    clip_seconds = examine(self.files, self.files.get(item.record.id)).seconds
                 resolved.append(item)
+            choice = choose(self.catalog.profiles, wish_of(parsed, clip_seconds))
             undo.pop_all()
-        return resolved
+        return resolved, choice
 
     def _options(
         self, request: RunRequest, ref: AppRef, sent: Submission, fingerprint: str
@@ -164,38 +159,12 @@ def media_of(parsed: GenerateInput) -> dict[str, str]:
     return {role: value for role in media.ROLES if (value := getattr(parsed, role)) is not None}
 
 
-def check_request(profile: Profile, parsed: GenerateInput, *, hosted_caps: bool) -> None:
-    """What can be refused before looking at any media. Raises InvalidInput naming field and limit."""
-    given = media_of(parsed)
-    if problem := media.check_combination(set(given)):
+def check_request(parsed: GenerateInput, *, hosted_caps: bool) -> None:
+    """What is refused whatever the models. Raises InvalidInput naming field and limit."""
+    if problem := media.check_combination(set(media_of(parsed))):
         raise InvalidInput(f"input: {problem}")
     if hosted_caps:
         _check_caps(parsed)
-    check_plan(profile, parsed, None)
-
-
-def check_plan(profile: Profile, parsed: GenerateInput, clip: Probe | None) -> None:
-    """What the model cannot do. Without a look at the `clip` that is given, its length is left to the worker.
-
-    Raises InvalidInput naming field and limit.
-    """
-    given = tuple(role for role in media_of(parsed) if role in media.VISUAL)
-    request = PlanRequest(
-        prompt=parsed.prompt or "",
-        negative_prompt=parsed.negative_prompt,
-        resolution=parsed.resolution,
-        aspect=1.0,  # the real one is checked with the limits of the picture itself
-        seconds=parsed.duration,
-        seed=0,
-        media=given,
-        clip_seconds=clip.seconds if clip else None,
-    )
-    try:
-        check_media(profile, given)
-        if clip is not None or "first_clip" not in given:
-            make_plan(profile, request)
-    except PlanError as error:
-        raise InvalidInput(str(error)) from None
 
 
 def unheard(profile: Profile, given: dict[str, str]) -> tuple[str, ...]:

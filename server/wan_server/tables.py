@@ -167,6 +167,11 @@ class WorkerRow:
     started_at: float
     heartbeat_at: float
 
+    @property
+    def models(self) -> list[str]:
+        """The models that it serves; `model` holds them with commas between."""
+        return self.model.split(",")
+
 
 class Workers:
     """The workers that are alive, by their heartbeats."""

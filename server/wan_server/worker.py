@@ -1,4 +1,4 @@
-"""The worker process: loads one model, takes one job at a time, and keeps a heartbeat in the database.
+"""The worker process: loads its models, takes one job at a time, and keeps a heartbeat in the database.
 
 Dies alone: whatever happens here, the front end stays up and the queue keeps the job. A worker also takes up the jobs
 of workers whose heartbeat has stopped.
@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer
@@ -22,11 +23,14 @@ from dbos._recovery import recover_pending_workflows  # keeps the count of attem
 from sqlalchemy.exc import SQLAlchemyError
 
 from wan_pipelines.errors import CheckpointError, ProfileError
-from wan_pipelines.profile import Profile, checkpoint_folder, load_profile
+from wan_pipelines.profile import Profile
 from wan_server.files import FileStore
+from wan_server.lines import StrayLines
 from wan_server.progress import Pace
-from wan_server.queue import APPLICATION, WEBHOOK_QUEUE, WORKFLOW_VERSION, JobQueue, render_queue_of
-from wan_server.settings import Settings
+from wan_server.queue import APPLICATION, WEBHOOK_QUEUE, WORKFLOW_VERSION, JobQueue
+from wan_server.renderers import Stopped, load_renderers
+from wan_server.served import served_profiles, settle
+from wan_server.settings import Settings, SettingsError
 from wan_server.stages import Stages
 from wan_server.tables import WorkerRow, Workers
 from wan_server.worker_process import EXIT_CANNOT_START, is_gone
@@ -46,10 +50,10 @@ class CannotStart(Exception):
 class Heartbeat:
     """The worker's row in the database, renewed by a thread. Also the desk that the workflow reports to."""
 
-    def __init__(self, workers: Workers, name: str, model: str, device: str, every_s: float) -> None:
+    def __init__(self, workers: Workers, name: str, models: Sequence[str], device: str, every_s: float) -> None:
         self.workers = workers
         self.name = name
-        self.model = model
+        self.model = ",".join(models)
         self.device = device
         self.every_s = every_s
         self.state = "loading"
@@ -119,40 +123,40 @@ class Heartbeat:
 def run_worker(settings: Settings, name: str, *, supervised: bool = False) -> int:
     """Work until a signal, or until the supervising process is gone. Returns the exit status."""
     try:
-        profile = load_profile(settings.model, settings.configs)
+        settings = settle(settings, with_worker=False)
+        profiles = served_profiles(settings)
         queue = JobQueue(settings)
-        desk = Heartbeat(queue.workers, name, profile.name, settings.device, settings.heartbeat_s)
+        desk = Heartbeat(queue.workers, name, settings.served, settings.device, settings.heartbeat_s)
         _stop_on_signals(desk.stopping, supervised)
         desk.start(settings.heartbeat_timeout_s)
-    except (CannotStart, ProfileError) as error:
+    except (CannotStart, ProfileError, SettingsError) as error:
         logger.error("the worker cannot start: %s", error)
         return EXIT_CANNOT_START
     try:
-        return _work(settings, profile, queue, desk)
+        return _work(settings, profiles, queue, desk)
     finally:
         desk.end()
 
 
-def _work(settings: Settings, profile: Profile, queue: JobQueue, desk: Heartbeat) -> int:
-    from wan_pipelines.renderer import Renderer
-
+def _work(settings: Settings, profiles: Sequence[Profile], queue: JobQueue, desk: Heartbeat) -> int:
     try:
         device = pick_device(settings.device)
-        folder = checkpoint_folder(profile, settings.weights, settings.configs)
-        renderer = Renderer.load(profile, folder, device, checkpoint_every_s=settings.checkpoint_every_s)
+        renderers = load_renderers(settings, profiles, device, desk.is_stopping)
     except (CheckpointError, CannotStart) as error:
         logger.error("the worker cannot start: %s", error)
         return EXIT_CANNOT_START
-    if desk.is_stopping():
+    except Stopped:
         return 0
-    stages = Stages(settings, FileStore(settings), profile, renderer)
+    stages = Stages(settings, FileStore(settings), renderers)
     stages.sweep(queue.is_over)
     dbos = launch(settings, desk.name, JobRunner(settings, stages, queue, desk, Pace()))
     desk.ready(device)
-    logger.info("worker %s is ready: model %s on %s", desk.name, profile.name, device)
+    logger.info("worker %s is ready: %s on %s", desk.name, ", ".join(renderers.models), device)
+    strays = StrayLines(queue)
     while not desk.stopping.wait(settings.heartbeat_s):
         try:
             adopt(dbos, queue, desk.name)
+            strays.take_over()
         except SQLAlchemyError as error:
             logger.warning("the database does not answer: %s", error)
     _let_go(desk)
@@ -175,7 +179,7 @@ def launch(settings: Settings, name: str, runner: JobRunner) -> DBOS:
     dbos = DBOS(config=config)
     runner.register()
     logging.getLogger("dbos").addFilter(_is_news)
-    render_queue = render_queue_of(settings.model)
+    render_queue = runner.queue.render_queue
     DBOS.listen_queues([render_queue, WEBHOOK_QUEUE])
     DBOS.launch()
     for queue, at_once in ((render_queue, 1), (WEBHOOK_QUEUE, WEBHOOKS_AT_ONCE)):

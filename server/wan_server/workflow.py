@@ -81,6 +81,7 @@ class JobRunner:
         """All stages in order. Failure ends the task, a stop or a lost worker does not."""
         self.desk.take(job.id)
         try:
+            self._refuse_unserved(job)
             self._refuse_poison(job)
             output = self._stages(job)
         except (JobFailed, PortableWorkflowError):
@@ -98,6 +99,14 @@ class JobRunner:
             self.desk.release(job.id)
         self.queue.announce(job)
         return output
+
+    def _refuse_unserved(self, job: Job) -> None:
+        """A job from before a change of the configured models."""
+        served = self.stages.renderers.models
+        if job.model not in served:
+            raise JobFailed(
+                f"model {job.model} is not served any more; this server has {', '.join(served)}: send it anew"
+            )
 
     def _refuse_poison(self, job: Job) -> None:
         """A job that has killed enough workers fails, in the same way as any other."""

@@ -28,7 +28,10 @@ def readyz(request: Request, svc: Svc) -> JSONResponse:
     if not ready or svc.draining.is_set():
         trouble = request.app.state.worker_trouble()
         raise Unavailable("the server is shutting down" if svc.draining.is_set() else trouble or _why_not(rows), 2)
-    workers = [{"id": row.executor_id, "model": row.model, "device": row.device, "job": row.job} for row in ready]
+    workers = [
+        {"id": row.executor_id, "model": row.model, "models": row.models, "device": row.device, "job": row.job}
+        for row in ready
+    ]
     return JSONResponse({"status": "ready", "workers": workers})
 
 

@@ -1,0 +1,57 @@
+"""The renderers of a worker, one for each model of its set."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from wan_pipelines.profile import Profile, checkpoint_folder
+from wan_server.settings import Settings
+
+if TYPE_CHECKING:
+    from wan_pipelines.renderer import Renderer
+
+logger = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """The worker is to end while it loads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Renderers:
+    """Gives the renderer of a model by the name that a job carries."""
+
+    by_model: Mapping[str, Renderer]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models there are, in the configured order."""
+        return tuple(self.by_model)
+
+    def of(self, model: str) -> Renderer:
+        """The renderer of a model of this set."""
+        return self.by_model[model]
+
+    def profile(self, model: str) -> Profile:
+        """What is known of a model of this set; touches no weights."""
+        return self.by_model[model].profile
+
+
+def load_renderers(
+    settings: Settings, profiles: Sequence[Profile], device: str, is_stopping: Callable[[], bool]
+) -> Renderers:
+    """Load the weights of each profile, in this order. Raises CheckpointError, and Stopped between two of them."""
+    from wan_pipelines.renderer import Renderer
+
+    loaded: dict[str, Renderer] = {}
+    for profile in profiles:
+        folder = checkpoint_folder(profile, settings.weights, settings.configs)
+        logger.info("loading %s from %s", profile.served_as, folder)
+        every_s = settings.checkpoint_every_s
+        loaded[profile.served_as] = Renderer.load(profile, folder, device, checkpoint_every_s=every_s)
+        if is_stopping():
+            raise Stopped
+    return Renderers(loaded)
