@@ -11,7 +11,7 @@ import pytest
 from server_process import clean_environment
 from wan_pipelines.profile import load_profile
 from wan_server.models import installed, verdict
-from wan_server.settings import find_config_dir
+from wan_server.settings import find_config_dir, load_settings
 
 
 def wanbox(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -70,10 +70,13 @@ def test_a_start_that_cannot_go_well_is_refused(
 
 def test_the_verdict_names_what_is_missing(tmp_path: Path) -> None:
     large = load_profile("wan2.2-i2v-a14b", find_config_dir())
-    assert verdict(large, []) == f"no: needs a GPU with {large.gpu_gib_least:.0f} GiB, has none"
-    assert verdict(large, [24.0]).endswith("has 24 GiB")
-    assert verdict(large, [48.0]).startswith("yes, one part at a time (48 GiB GPU; ")
-    assert verdict(large, [24.0, 141.0]) == "yes (141 GiB GPU)"
+    settings = load_settings()
+    assert verdict(large, [], settings) == f"no: needs a GPU with {large.gpu_gib_least:.0f} GiB, has none"
+    assert verdict(large, [12.0], settings).endswith("has 12 GiB")
+    assert verdict(large, [24.0], settings) == "yes, offload_layers (24 GiB GPU; 86 GiB would hold all)"
+    assert verdict(large, [24.0, 141.0], settings).startswith("yes, resident (141 GiB GPU")
+    small = load_profile("wan2.2-ti2v-5b", find_config_dir())
+    assert verdict(small, [24.0], settings).startswith("yes, offload_parts (24 GiB GPU")
     assert installed(large, tmp_path) == "no: wanbox weights get wan2.2-i2v-a14b (126 GB)"
     (tmp_path / "high_noise_model").mkdir()
     (tmp_path / "high_noise_model" / "diffusion_pytorch_model-00001-of-00006.safetensors").touch()

@@ -14,6 +14,7 @@ from tiny_checkpoint import CONCAT, TI2V, noise_image, small_plan
 from wan_pipelines.errors import PlanError, RenderError
 from wan_pipelines.framing import condition_image, frames_between, visible
 from wan_pipelines.pixels import load_image
+from wan_pipelines.placed import LoadOptions
 from wan_pipelines.plan import RenderPlan
 from wan_pipelines.renderer import Media, Renderer
 from wan_pipelines.tensorfile import load_tensors, read_metadata, save_tensors
@@ -103,7 +104,7 @@ def test_load_builds_the_random_checkpoint(renderer, tmp_path):
 
 
 def test_bfloat16_stays_near_float32(renderer, plan, media, latents, work, tiny):
-    half = Renderer.load(renderer.profile, tiny(CONCAT).folder, "cpu", dtype="bfloat16")
+    half = Renderer.load(renderer.profile, tiny(CONCAT).folder, "cpu", options=LoadOptions(dtype="bfloat16"))
     half.encode(plan, media, work / "c16", nothing)
     half.denoise(plan, work / "c16", work / "l16", nothing)
     result = load_file(work / "l16")["latents"]

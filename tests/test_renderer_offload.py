@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,8 @@ from safetensors.torch import load_file
 
 from media_samples import read_video
 from tiny_checkpoint import TEXT, TWO_EXPERTS, TWO_PICTURES, VACE, TinyModel, noise_image, small_plan
-from wan_pipelines.load import Checkpoint, load_checkpoint
-from wan_pipelines.offload import Keeper, parts_of
-from wan_pipelines.profile import Profile
+from wan_pipelines.offload import parts_of
+from wan_pipelines.placed import LoadOptions
 from wan_pipelines.renderer import Media, Renderer
 
 pytest_plugins = ("pipeline_fixtures",)
@@ -23,13 +23,13 @@ def nothing(*args: object) -> None:
     pass
 
 
-def render(profile: Profile, checkpoint: Checkpoint, keeper: Keeper | None, work: Path) -> tuple[dict, torch.Tensor]:
+def render(renderer: Renderer, work: Path) -> tuple[dict, torch.Tensor]:
     """Conditioning and latents; the video is written beside them."""
+    profile = renderer.profile
     work.mkdir()
     for index, role in enumerate(("first_frame", "last_frame")):
         noise_image(index).save(work / f"{role}.png")
     media = Media(**{role: work / f"{role}.png" for role in profile.inputs if role != "first_clip"})
-    renderer = Renderer(profile, checkpoint, CPU, keeper=keeper)
     plan = small_plan(profile)
     renderer.encode(plan, media, work / "c", nothing)
     renderer.denoise(plan, work / "c", work / "l", nothing)
@@ -37,22 +37,21 @@ def render(profile: Profile, checkpoint: Checkpoint, keeper: Keeper | None, work
     return load_file(work / "c"), load_file(work / "l")["latents"]
 
 
-def load_own(model: TinyModel) -> Checkpoint:
-    """A copy in memory of its own. Where tensors in a mapped file begin, sums may be rounded otherwise."""
-    checkpoint = load_checkpoint(model.profile, model.folder, CPU, None)
-    for part in parts_of(checkpoint).values():
+def load_own(model: TinyModel, wish: str = "auto") -> Renderer:
+    """With weights in memory of their own: where tensors in a mapped file begin, sums may be rounded otherwise."""
+    renderer = Renderer.load(model.profile, model.folder, "cpu", options=LoadOptions(placement=wish))
+    for part in parts_of(renderer.checkpoint).values():
         for parameter in part.parameters():
             parameter.data = parameter.data.clone()
-    return checkpoint
+    return renderer
 
 
 @pytest.mark.parametrize("residence", ["offload_parts", "offload_layers"])
 @pytest.mark.parametrize("spec", [TWO_EXPERTS, TWO_PICTURES, VACE, TEXT], ids=["experts", "clip", "vace", "text"])
 def test_what_comes_and_goes_computes_the_same(tiny, tmp_path, spec, residence):
     model = tiny(spec)
-    wanted, wanted_latents = render(model.profile, load_own(model), None, tmp_path / "stays")
-    own = load_own(model)
-    found, latents = render(model.profile, own, Keeper(own, residence, CPU), tmp_path / "comes")
+    wanted, wanted_latents = render(replace(load_own(model), placed=None), tmp_path / "stays")
+    found, latents = render(load_own(model, residence), tmp_path / "comes")
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert torch.equal(latents, wanted_latents)

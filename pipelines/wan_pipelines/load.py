@@ -71,7 +71,7 @@ def ensure_checkpoint(profile: Profile, folder: Path) -> None:
 def load_checkpoint(
     profile: Profile,
     folder: Path,
-    device: torch.device,
+    device: torch.device | Mapping[str, torch.device],
     dtype: str | Precision | None,
     *,
     config_dir: Path | None = None,
@@ -83,9 +83,10 @@ def load_checkpoint(
     `dtype` is that of transformers and text encoder, by default float32 on a CPU and bfloat16 elsewhere; layers that
     are quantised in the file stay so, unless a `Precision` says otherwise. Autoencoder and image encoder are float32
     always. `config_dir` holds the bundled configs of weights that come without. Parts that models have in common are
-    loaded once per `parts`. Weights that need no conversion stay mapped as long as they are on the CPU.
+    loaded once per `parts`. `device` may be one for each part by name. Weights that need no conversion stay mapped as
+    long as they are on the CPU.
     """
-    precision = _precision(dtype, device)
+    precision = _precision(dtype, device if isinstance(device, torch.device) else device["transformer"])
     tokenizer_folder, sources = find_parts(profile, folder, config_dir)
     check_parts(profile, folder, sources, config_dir)
     tokenizer = _tokenizer(tokenizer_folder)
@@ -95,12 +96,13 @@ def load_checkpoint(
         exact = Precision(torch.float32, keep_quantised=False)
         chosen = exact if source.part in ("vae", "image_encoder") else precision
         report = partial(on_part, name) if on_part else None
+        place = device if isinstance(device, torch.device) else device[name]
 
         def make() -> nn.Module:
-            return load_part(source, chosen, report).to(device)
+            return load_part(source, chosen, report).to(place)
 
         # transformers are what models differ in
-        return make() if parts is None or source.part == "transformer" else parts.share(source, chosen, device, make)
+        return make() if parts is None or source.part == "transformer" else parts.share(source, chosen, place, make)
 
     experts = [load(name) for name in TRANSFORMERS if name in sources]
     return Checkpoint(

@@ -139,8 +139,8 @@ class Job:
 
 
 def put(checkpoint: Checkpoint, placement: Placement, device: torch.device) -> Keeper:
-    """Perform a placement. The weights go into fp8 first when it says so and they are not yet."""
-    if placement.fp8:
+    """Perform a placement. The weights go into fp8 first when it says so and they are not quantised yet."""
+    if placement.fp8 and not _is_quantised(checkpoint):
         for model in (part for name, part in parts_of(checkpoint).items() if name in EXPERTS):
             to_fp8(model)
     return Keeper(checkpoint, placement.residence, device)
@@ -183,8 +183,7 @@ def _choose(keeper: Keeper, footprint: Footprint, plan: RenderPlan, job: Job) ->
 def measure(footprint: Footprint, checkpoint: Checkpoint) -> Footprint:
     """The footprint with the bytes that the loaded parts really have; their precision is settled then."""
     parts = {name: _measure(module) for name, module in parts_of(checkpoint).items()}
-    quantised = any(isinstance(module, KeptLinear) for module in checkpoint.experts.high.modules())
-    return replace(footprint, parts=parts, parts_fp8=parts, fp8=quantised)
+    return replace(footprint, parts=parts, parts_fp8=parts, fp8=_is_quantised(checkpoint))
 
 
 def parts_of(checkpoint: Checkpoint) -> dict[str, nn.Module]:
@@ -246,6 +245,10 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except OSError:
         return ""
+
+
+def _is_quantised(checkpoint: Checkpoint) -> bool:
+    return any(isinstance(module, KeptLinear) for module in checkpoint.experts.high.modules())
 
 
 def _measure(module: nn.Module) -> Part:

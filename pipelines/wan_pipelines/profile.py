@@ -130,9 +130,9 @@ class Profile:
     text_len: Annotated[int, Field(ge=8)] = 512
     #: used when the caller sends none
     negative_prompt: str = ""
-    #: GPU memory with everything resident; 0 for models that need no GPU
+    #: GPU memory for the longest video at 720P with everything resident; 0 for models that need no GPU
     gpu_gib: Annotated[float, Field(ge=0)] = 0.0
-    #: GPU memory with one part at a time on the device
+    #: the same with as little of the weights on the device as possible
     gpu_gib_least: Annotated[float, Field(ge=0)] = 0.0
     disk_gb: Annotated[float, Field(ge=0)] = 0.0
     #: "shipped": in the config folder; "random": a miniature made on first use; "repository": to be downloaded

@@ -11,21 +11,23 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from wan_pipelines.clip import shown_frames, upright
 from wan_pipelines.conditioning import Conditioning
-from wan_pipelines.conditions import Known, Media, Texts, check_clip, check_family, read_known, show, tell
+from wan_pipelines.conditions import Known, Media, Texts, check_clip, read_known, show, tell
 from wan_pipelines.denoise import Guidance, denoise
 from wan_pipelines.errors import RenderError
 from wan_pipelines.framing import frames_between, visible
-from wan_pipelines.load import Checkpoint, ensure_checkpoint, load_checkpoint, silence_progress_bars
+from wan_pipelines.load import Checkpoint, ensure_checkpoint, silence_progress_bars
 from wan_pipelines.mp4 import Mp4Spec, Mp4Writer, VideoFacts
-from wan_pipelines.offload import Keeper
 from wan_pipelines.peaks import Stage
 from wan_pipelines.pixels import cover_crop
+from wan_pipelines.placed import LoadOptions, Placed, load_placed
+from wan_pipelines.placement import Placement
 from wan_pipelines.plan import RenderPlan, check_media
 from wan_pipelines.profile import TEMPORAL_STRIDE, Profile
 from wan_pipelines.resume import StepSaver, resume
@@ -33,7 +35,6 @@ from wan_pipelines.samplers import make_sampler
 from wan_pipelines.tensorfile import load_tensors, read_metadata, save_tensors
 from wan_pipelines.text import TextStates, encode_text
 from wan_pipelines.vae import stream_decode
-from wan_pipelines.weights.lora import apply_loras
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class EncodeReport:
     negative_tokens_dropped: int
     #: False when no expert is guided: the negative prompt has no effect
     negative_used: bool
+    #: how the weights are kept for this plan, as `Placement.to_json` says it
+    placement: dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,30 +61,37 @@ class Renderer:
     #: seconds between two checkpoints of the denoise loop; 0 writes one after every step
     checkpoint_every_s: float = 30.0
     #: brings the parts to the device for their stage; None when all of them stay there
-    keeper: Keeper | None = None
+    placed: Placed | None = None
 
     @classmethod
     def load(
-        cls, profile: Profile, folder: Path, device: str, dtype: str | None = None, checkpoint_every_s: float = 30.0
+        cls,
+        profile: Profile,
+        folder: Path,
+        device: str,
+        checkpoint_every_s: float = 30.0,
+        options: LoadOptions | None = None,
     ) -> Renderer:
-        """Load the checkpoint in `folder` (the one with `model_index.json`), building a random one first.
+        """Load the checkpoint in `folder`, in any layout; one with random weights is built there first.
 
-        `device` is a torch device or "auto". Raises CheckpointError.
+        `device` is a torch device or "auto". Raises CheckpointError, and PlacementError when it does not fit.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         silence_progress_bars()
         ensure_checkpoint(profile, folder)
-        checkpoint = load_checkpoint(profile, folder, torch.device(device), dtype)
-        check_family(profile, checkpoint)
-        apply_loras(checkpoint.experts, profile, folder, "auto")
-        return cls(profile, checkpoint, torch.device(device), checkpoint_every_s)
+        placed = load_placed(profile, folder, torch.device(device), options or LoadOptions())
+        return cls(profile, placed.checkpoint, torch.device(device), checkpoint_every_s, placed)
 
     @torch.inference_mode()
     def encode(self, plan: RenderPlan, media: Media, out: Path, beat: Callable[[], None]) -> EncodeReport:
-        """Texts and media to conditions in `out`. `beat` is called between pieces of work and may raise."""
+        """Texts and media to conditions in `out`. `beat` is called between pieces of work and may raise.
+
+        Raises PlacementError when there is not enough memory for the plan.
+        """
         self._check_plan(plan)
         check_media(self.profile, media.files)
+        placement = self._place(plan, known=min(1, len(media.files)))
         beat()
         with self._stage("text"):
             prompt = self._encode_text(plan.prompt)
@@ -95,6 +105,7 @@ class Renderer:
             prompt_tokens_dropped=prompt.dropped,
             negative_tokens_dropped=negative.dropped if negative else 0,
             negative_used=negative is not None,
+            placement=placement.to_json() if placement else None,
         )
 
     @torch.inference_mode()
@@ -113,6 +124,7 @@ class Renderer:
         self._check_plan(plan)
         metadata = _metadata_for(plan, conditioning)
         conditions = Conditioning(**load_tensors(conditioning, self.device))
+        self._place(plan)
         sampler = make_sampler(plan.sampler, plan.sigmas)
         latents = resume(sampler, checkpoint, metadata, self.device)
         if latents is None:
@@ -146,6 +158,7 @@ class Renderer:
         self._check_plan(plan)
         check_clip(plan, clip)
         _metadata_for(plan, latents)
+        self._place(plan)
         tensor = load_tensors(latents, self.device)["latents"]
         spec = Mp4Spec(plan.width, plan.height, plan.fps, plan.frames, sound=sound, watermark=plan.watermark)
         with self._stage("decode"), Mp4Writer(out, spec) as writer:
@@ -183,9 +196,13 @@ class Renderer:
         with self._stage("image"):
             return replace(conditioning, image=show(self.profile, encoder, plan, known))
 
+    def _place(self, plan: RenderPlan, known: int = 1) -> Placement | None:
+        """Keep the weights as the plan needs it; before each stage, because another job may have run in between."""
+        return None if self.placed is None else self.placed.fit(plan, known)
+
     def _stage(self, name: Stage) -> AbstractContextManager[None]:
         """Inside, what computes in this stage is on the device."""
-        return nullcontext() if self.keeper is None else self.keeper.stage(name)
+        return nullcontext() if self.placed is None else self.placed.keeper.stage(name)
 
     def _latent_shape(self, plan: RenderPlan) -> tuple[int, ...]:
         vae, stride = self.checkpoint.vae, self.checkpoint.vae_stride

@@ -53,7 +53,7 @@ class Studio:
     @classmethod
     def open(cls, config_dir: Path, name: str = "tiny") -> Studio:
         profile = load_profile(name, config_dir)
-        return cls(Renderer.load(profile, checkpoint_folder(profile, config_dir, config_dir), "cpu", "float32"))
+        return cls(Renderer.load(profile, checkpoint_folder(profile, config_dir, config_dir), "cpu"))
 
     def shoot(self, order: Order) -> Shot:
         """Render without the trip through an MP4."""

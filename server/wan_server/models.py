@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 from rich.table import Column, Table
 
+from wan_pipelines.errors import PlacementError
+from wan_pipelines.footprint import bundled_configs, footprint
+from wan_pipelines.placement import reach
 from wan_pipelines.profile import Profile, checkpoint_folder, list_profiles
 from wan_server.choice import SHORTEST_CLIP_S, abilities
 from wan_server.served import gpu_memory_gib, has_weights, served_profiles, settle
@@ -16,6 +19,8 @@ from wan_server.settings import Settings
 
 if TYPE_CHECKING:
     from wan_server.keys import KeyRecord
+
+GIB: Final = 2**30
 
 
 def print_models(settings: Settings) -> None:
@@ -34,7 +39,7 @@ def print_models(settings: Settings) -> None:
                 takes(version),
                 f"{version.max_seconds} s",
                 installed(version, checkpoint_folder(version, settings.weights, settings.configs)),
-                verdict(version, memory),
+                verdict(version, memory, settings),
             )
     console.print(table)
     console.print(f"\nWeights belong in {settings.weights}/<model>.", markup=False, highlight=False)
@@ -75,19 +80,22 @@ def installed(profile: Profile, folder: Path) -> str:
     return "built in"
 
 
-def verdict(profile: Profile, gpus_gib: list[float]) -> str:
-    """Whether this machine can run the profile, with the numbers."""
+def verdict(profile: Profile, gpus_gib: list[float], settings: Settings) -> str:
+    """Whether this machine can run the profile, how its weights would be kept, and the numbers."""
     if profile.cannot_run:
         return f"no: {profile.cannot_run}"
     if profile.gpu_gib == 0:
         return "yes"
-    best = max(gpus_gib, default=0.0)
-    if best >= profile.gpu_gib:
-        return f"yes ({best:.0f} GiB GPU)"
-    if best >= profile.gpu_gib_least > 0:
-        return f"yes, one part at a time ({best:.0f} GiB GPU; {profile.gpu_gib:.0f} GiB would hold all)"
-    has = f"has {best:.0f} GiB" if best else "has none"
-    return f"no: needs a GPU with {profile.gpu_gib_least or profile.gpu_gib:.0f} GiB, {has}"
+    if not gpus_gib:
+        return f"no: needs a GPU with {profile.gpu_gib_least:.0f} GiB, has none"
+    best = max(gpus_gib)
+    try:
+        counted = footprint(bundled_configs(profile, settings.configs), profile, "bfloat16")
+        found = reach(counted, profile, "720P", int(best * GIB), None, settings.placement)
+    except PlacementError:
+        return f"no: needs a GPU with {profile.gpu_gib_least:.0f} GiB, has {best:.0f} GiB"
+    length = f", up to {found.seconds} s" if found.seconds < profile.max_seconds else ""
+    return f"yes, {found.placement.mode}{length} ({best:.0f} GiB GPU; {profile.gpu_gib:.0f} GiB would hold all)"
 
 
 def print_keys(records: list[KeyRecord]) -> None:

@@ -79,6 +79,7 @@ def _video_meta(job: Job, profile: Profile, made: Ingredients) -> Json:
             "watermark": plan.watermark,
             "prompt": plan.prompt,
             "negative_prompt": plan.negative_prompt if made.encoded["negative_used"] else None,
+            "placement": _placement(made.encoded.get("placement")),
             "prompt_extend": made.extension,
             "not_honoured": not_honoured(job, made, plan),
             "beyond_training": list(beyond_training(profile, plan)),
@@ -119,6 +120,14 @@ def _set_facts(job: Job, profile: Profile) -> Json:
     if passed_over := job.options.get("passed_over"):
         facts["passed_over"] = passed_over
     return facts
+
+
+def _placement(chosen: Json | None) -> Json | None:
+    """How the weights were kept, and the memory in bytes that was predicted for each stage."""
+    if chosen is None:  # of a job that an earlier version encoded
+        return None
+    predicted = {name: stage["weights"] + stage["activations"] for name, stage in chosen["stages"].items()}
+    return {"mode": chosen["mode"], "predicted_bytes": predicted, "free_bytes": chosen["free_device"]}
 
 
 def _clip_facts(plan: RenderPlan) -> Json:

@@ -43,15 +43,34 @@ class Renderers:
 def load_renderers(
     settings: Settings, profiles: Sequence[Profile], device: str, is_stopping: Callable[[], bool]
 ) -> Renderers:
-    """Load the weights of each profile, in this order. Raises CheckpointError, and Stopped between two of them."""
+    """Load the weights of each profile, in this order; parts that they have in common are loaded once.
+
+    Raises CheckpointError, PlacementError, and Stopped between two of them.
+    """
+    from wan_pipelines.load import PartCache
+    from wan_pipelines.placed import LoadOptions
     from wan_pipelines.renderer import Renderer
 
+    options = LoadOptions(placement=settings.placement, config_dir=settings.configs, parts=PartCache())
     loaded: dict[str, Renderer] = {}
     for profile in profiles:
         folder = checkpoint_folder(profile, settings.weights, settings.configs)
         logger.info("loading %s from %s", profile.served_as, folder)
-        every_s = settings.checkpoint_every_s
-        loaded[profile.served_as] = Renderer.load(profile, folder, device, checkpoint_every_s=every_s)
+        renderer = Renderer.load(profile, folder, device, settings.checkpoint_every_s, options)
+        loaded[profile.served_as] = renderer
+        _say(renderer)
         if is_stopping():
             raise Stopped
     return Renderers(loaded)
+
+
+def _say(renderer: Renderer) -> None:
+    """How the model is kept, and what of its low-rank additions has no place in it."""
+    name, placed = renderer.profile.served_as, renderer.placed
+    assert placed is not None
+    logger.info("%s is kept %s", name, placed.placement.sentence)
+    for lora in placed.loras:
+        form = "beside the weights" if lora.hot else "fused"
+        logger.info("%s: %s, %d parameters, %s", name, lora.path.name, lora.parameters, form)
+        if lora.left_out:
+            logger.warning("%s: %s has no place for %s", name, lora.path.name, ", ".join(lora.left_out))

@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 
 AUTO: Final = "auto"
 #: what "auto" takes, the first that fits: profile, and GiB of GPU memory. Cards sold with 80 and with 24 GB show a
-#: little less: from 79.2 and 22.5 GiB on
-AUTO_CHOICES: Final = (("wan2.2-i2v-a14b", 78.0), ("wan2.2-ti2v-5b", 22.0))
+#: little less; of the latter those that show 22.5 GiB are too small for the autoencoder of the 5B
+AUTO_CHOICES: Final = (("wan2.2-i2v-a14b", 78.0), ("wan2.2-ti2v-5b", 23.5))
 #: needs no GPU and ships with wanbox
 AUTO_FALLBACK: Final = "tiny"
 WEIGHT_FILES: Final = frozenset({".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".gguf"})

@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, HttpUrl, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from wan_pipelines.placement import WISHES
+
 PREFIX = "WANBOX_"
 #: variables of the test suite, not settings
 TEST_PREFIX = "WANBOX_TEST_"
@@ -47,6 +49,8 @@ class Settings(BaseSettings):
     #: folder that holds one sub-folder of weights per profile
     weights_dir: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    #: how weights are kept; the best way that fits into free memory, or one by its name
+    placement: str = "auto"
     #: comma separated API keys that are accepted besides those made with `wanbox keys create`
     api_keys: Annotated[tuple[str, ...], NoDecode] = ()
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ("*",)
@@ -94,6 +98,13 @@ class Settings(BaseSettings):
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return value or None
+
+    @field_validator("placement")
+    @classmethod
+    def _check_placement(cls, value: str) -> str:
+        if value not in WISHES:
+            raise ValueError(f"must be one of {', '.join(WISHES)}")
+        return value
 
     @model_validator(mode="after")
     def _check_models(self) -> Settings:

@@ -22,7 +22,7 @@ from dbos import error as dbos_error
 from dbos._recovery import recover_pending_workflows  # keeps the count of attempts, unlike resume_workflows
 from sqlalchemy.exc import SQLAlchemyError
 
-from wan_pipelines.errors import CheckpointError, ProfileError
+from wan_pipelines.errors import CheckpointError, PlacementError, ProfileError
 from wan_pipelines.profile import Profile
 from wan_server.files import FileStore
 from wan_server.lines import StrayLines
@@ -142,7 +142,7 @@ def _work(settings: Settings, profiles: Sequence[Profile], queue: JobQueue, desk
     try:
         device = pick_device(settings.device)
         renderers = load_renderers(settings, profiles, device, desk.is_stopping)
-    except (CheckpointError, CannotStart) as error:
+    except (CheckpointError, PlacementError, CannotStart) as error:
         logger.error("the worker cannot start: %s", error)
         return EXIT_CANNOT_START
     except Stopped:

@@ -49,6 +49,14 @@ class HotLora:
             raise ValueError(f"strength: must be finite (got {value})")
         self._strength = float(value)
 
+    @property
+    def bytes(self) -> int:
+        """What its tensors take as they are in the file."""
+        parts = (
+            getattr(added, name, None) for added in self.fit.additions.values() for name in ("up", "down", "values")
+        )
+        return sum(part.nbytes for part in parts if part is not None)
+
     def remove(self) -> None:
         """Take it off; the model computes what it did before, to the bit. A second call does nothing."""
         while self._handles:

@@ -69,6 +69,11 @@ def find_companions(tensors: TensorSet) -> Companions:
     return Companions(scales, frozenset(unused))
 
 
+def is_quantised(tensors: TensorSet) -> bool:
+    """Whether any weight is stored in another form than floating point of 16 bits or more; reads headers only."""
+    return any(dtype in CODES or tensors.packed(name) is not None for name, dtype in tensors.dtypes().items())
+
+
 def _owner(name: str) -> str:
     """The weight that a companion would belong to."""
     return f"{name.rpartition('.')[0]}.weight"
