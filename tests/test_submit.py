@@ -93,7 +93,7 @@ def test_an_app_may_be_named_by_id(front: FrontEnd):
 
 def test_an_unknown_app_is_not_found_and_the_known_ones_are_named(front: FrontEnd):
     detail = refusal(front.run(app="alibaba/wan-9"), 404)
-    assert detail == f"app: there is no app 'alibaba/wan-9' here; this server has {APP}"
+    assert detail == f"app: there is no app 'alibaba/wan-9' here; this server has {APP}, alibaba/wan-2-7-t2v"
 
 
 def test_other_functions_are_refused(front: FrontEnd):

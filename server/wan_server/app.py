@@ -29,7 +29,10 @@ from wan_server.tables import server_secret
 if TYPE_CHECKING:
     from wan_server.queue import JobQueue
 
-DESCRIPTION = "Speaks the protocol of the hosted app alibaba/wan-2-7-i2v, with open Wan weights behind it."
+DESCRIPTION = (
+    "Speaks the protocol of the hosted apps alibaba/wan-2-7-i2v and alibaba/wan-2-7-t2v, "
+    "with open Wan weights behind it."
+)
 
 
 def create_app(

@@ -11,8 +11,9 @@ from wan_server.choice import abilities
 from wan_server.clock import timestamp
 from wan_server.errors import InvalidInput, NotFound
 from wan_server.ids import derived_id, short_id
+from wan_server.media import COMBINATIONS
 from wan_server.output_schema import output_schema
-from wan_server.schema import input_schema
+from wan_server.schema import AppInput, GenerateInput, TextInput, input_schema
 
 Json = dict[str, Any]
 
@@ -40,6 +41,9 @@ class App:
     title: str
     description: str
     tags: tuple[str, ...]
+    input: type[AppInput]
+    #: media roles that may be given together, each way to use the app
+    combinations: frozenset[frozenset[str]]
 
     @property
     def full_name(self) -> str:
@@ -60,6 +64,17 @@ WAN_I2V: Final = App(
     title="Wan 2.7 Image-to-Video",
     description="Animates a first frame, optionally towards a last frame or with a sound, or continues a clip.",
     tags=("image-to-video", "open-weights"),
+    input=GenerateInput,
+    combinations=COMBINATIONS,
+)
+WAN_T2V: Final = App(
+    namespace="alibaba",
+    name="wan-2-7-t2v",
+    title="Wan 2.7 Text-to-Video",
+    description="Makes a video from a prompt alone.",
+    tags=("text-to-video", "open-weights"),
+    input=TextInput,
+    combinations=frozenset({frozenset()}),
 )
 
 
@@ -68,7 +83,7 @@ class Catalog:
     """Finds apps by name and id. `profiles` is what really answers, the preferred one first."""
 
     profiles: tuple[Profile, ...]
-    apps: tuple[App, ...] = (WAN_I2V,)
+    apps: tuple[App, ...] = (WAN_I2V, WAN_T2V)
 
     def find(self, ref: AppRef) -> App:
         """The app a reference names. Raises NotFound naming the known apps, InvalidInput for another function."""
@@ -118,11 +133,11 @@ class Catalog:
 
     def version_dto(self, app: App) -> Json:
         """The AppVersionDTO."""
-        schemas: Json = {"input_schema": input_schema(), "output_schema": output_schema()}
+        schemas: Json = {"input_schema": input_schema(app.input), "output_schema": output_schema()}
         run = {"name": FUNCTION, "description": app.description, **schemas, "kind": "run", "capabilities": []}
         return {
             **_base(app.version_id),
-            "metadata": self._metadata(),
+            "metadata": self._metadata(app),
             "repository": self.profiles[0].download_from or "",
             "flow_version_id": None,
             "flow_version": None,
@@ -138,14 +153,14 @@ class Catalog:
             "checksum": "",
         }
 
-    def _metadata(self) -> Json:
+    def _metadata(self, app: App) -> Json:
         """The models behind the app, and what this server can and cannot do with each combination of inputs."""
         return {
             "model": ", ".join(profile.served_as for profile in self.profiles),
             "weights": ", ".join(dict.fromkeys(profile.weights for profile in self.profiles)),
             "licence": ", ".join(dict.fromkeys(profile.licence for profile in self.profiles)),
             "models": [model_dto(profile) for profile in self.profiles],
-            "abilities": abilities(self.profiles),
+            "abilities": abilities(self.profiles, app.combinations),
         }
 
     def _resources(self) -> Json:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from wan_pipelines.errors import PlanError
-from wan_pipelines.plan import PlanRequest, check_media, make_plan
+from wan_pipelines.plan import STARTS, PlanRequest, check_media, make_plan
 from wan_pipelines.profile import Profile
 from wan_server.errors import InvalidInput
 from wan_server.media import COMBINATIONS, LIMITS, ROLES
-from wan_server.schema import GenerateInput
+from wan_server.schema import AppInput
 
 Json = dict[str, Any]
 
@@ -30,7 +30,7 @@ class Choice:
     passed_over: Mapping[str, str]
 
 
-def wish_of(parsed: GenerateInput, clip_seconds: float | None) -> PlanRequest:
+def wish_of(parsed: AppInput, clip_seconds: float | None) -> PlanRequest:
     """What decides among models. The shape of the picture is not yet known; its own limits are checked elsewhere."""
     return PlanRequest(
         prompt=parsed.prompt or "",
@@ -39,7 +39,7 @@ def wish_of(parsed: GenerateInput, clip_seconds: float | None) -> PlanRequest:
         aspect=1.0,
         seconds=parsed.duration,
         seed=0,
-        media=tuple(role for role in ROLES if getattr(parsed, role) is not None),
+        media=tuple(role for role in ROLES if getattr(parsed, role, None) is not None),
         clip_seconds=clip_seconds,
     )
 
@@ -67,6 +67,9 @@ def choose(profiles: Sequence[Profile], wish: PlanRequest) -> Choice:
 
 def refusal(profile: Profile, wish: PlanRequest) -> str | None:
     """Why a model cannot do it, beginning with the field; None when it can."""
+    if not wish.media and not profile.text_only:
+        needs = " or ".join(role for role in STARTS if role in profile.inputs)
+        return f"app: model {profile.name} makes no video from text alone; it needs {needs}"
     try:
         if _is_clip_unmeasured(wish):
             check_media(profile, wish.media)
@@ -88,13 +91,13 @@ def explain(refusals: Mapping[str, str]) -> str:
     return f"{field}: no model of this server can do this. {'; '.join(said)}"
 
 
-def abilities(profiles: Sequence[Profile]) -> list[Json]:
+def abilities(profiles: Sequence[Profile], combinations: Collection[frozenset[str]] = COMBINATIONS) -> list[Json]:
     """What this server does with each combination of inputs: which models, up to how many seconds, or why not.
 
     Lengths behind a clip hold for the shortest clip, to which a model adds the most.
     """
-    combinations = [tuple(role for role in ROLES if role in roles) for roles in COMBINATIONS]
-    return [_ability(profiles, media) for media in sorted(combinations, key=lambda m: [ROLES.index(r) for r in m])]
+    ordered = [tuple(role for role in ROLES if role in roles) for roles in combinations]
+    return [_ability(profiles, media) for media in sorted(ordered, key=lambda m: [ROLES.index(r) for r in m])]
 
 
 def _ability(profiles: Sequence[Profile], media: tuple[str, ...]) -> Json:

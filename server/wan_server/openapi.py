@@ -14,11 +14,18 @@ from wan_server.output_schema import AppOutput
 from wan_server.routes.common import ListRequest
 from wan_server.routes.docs import ref
 from wan_server.routes.files import CreateFiles
-from wan_server.schema import GenerateInput, RunRequest
+from wan_server.schema import GenerateInput, RunRequest, TextInput
 
 Json = dict[str, Any]
 
-_BODIES: Final[tuple[type[BaseModel], ...]] = (RunRequest, GenerateInput, CreateFiles, ListRequest, AppOutput)
+_BODIES: Final[tuple[type[BaseModel], ...]] = (
+    RunRequest,
+    GenerateInput,
+    TextInput,
+    CreateFiles,
+    ListRequest,
+    AppOutput,
+)
 #: paths that need no key
 _OPEN: Final = ("/healthz", "/readyz", "/app/files/", "/files/{file_id}/content")
 
@@ -187,5 +194,5 @@ def _body_schemas() -> dict[str, Json]:
         [(model, "validation") for model in _BODIES], ref_template="#/components/schemas/{model}"
     )
     schemas = document["$defs"]
-    schemas["RunRequest"]["properties"]["input"] = optional(ref("GenerateInput"))
+    schemas["RunRequest"]["properties"]["input"] = {"anyOf": [ref("GenerateInput"), ref("TextInput"), {"type": "null"}]}
     return schemas

@@ -1,29 +1,20 @@
-"""Prompt extension by any OpenAI-compatible chat endpoint. A failure keeps the caller's prompt and says so."""
+"""Prompt extension: a language model rewrites the prompt for the video model. A failure keeps the caller's words."""
 
 from __future__ import annotations
 
-import base64
-import io
+import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Final
+from functools import partial
+from typing import Any
 
-import httpx
-from PIL import Image, ImageOps
-from pydantic import BaseModel, ValidationError
-
+from wan_server.prompt_cache import PromptCache
+from wan_server.prompt_chat import Beat, Chat, PromptError, Wish, make_chat, read_answer
+from wan_server.prompt_local import ask_local, fingerprint
+from wan_server.prompt_service import ask_service
 from wan_server.settings import Settings
 
-#: longest side of the image that is shown to the language model, in pixels
-IMAGE_SIDE: Final = 512
-MAX_PROMPT: Final = 5000
-
-SYSTEM_PROMPT: Final = """You write prompts for a video model that animates a still image.
-You are given the image, when there is one, and the user's wish. Answer with one prompt and nothing else.
-Keep every subject, action and camera move that the user names. Describe motion first: what moves, how fast, in which
-order, what the camera does. Leave out what can already be seen in the image. Never add people, text or brands.
-If the wish is empty, think of one plausible, calm motion for the scene.
-Use the language of the wish; at most 100 words."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,74 +27,56 @@ class Extension:
     model: str | None = None
     #: why it was not applied
     note: str | None = None
+    #: the answer is from an earlier, equal question
+    cached: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-class _Message(BaseModel):
-    content: str
+@dataclass(frozen=True, slots=True)
+class LanguageModel:
+    """What answers."""
+
+    #: as output_meta names it
+    name: str
+    #: changes with whatever may change its answers
+    identity: str
+    ask: Callable[[Chat, Beat], str]
 
 
-class _Choice(BaseModel):
-    message: _Message
+def extend_prompt(settings: Settings, wish: Wish, requested: bool, beat: Beat) -> Extension:
+    """Rewrite the prompt of a wish with the configured language model, or take what it answered before.
 
-
-class _Completion(BaseModel):
-    choices: list[_Choice]
-
-
-def extend_prompt(settings: Settings, prompt: str, image: Path | None, requested: bool) -> Extension:
-    """Rewrite `prompt` with the configured language model, showing it `image` when there is one."""
+    `beat` is called again and again while the model is at work; what it raises ends the call.
+    """
     if not requested:
-        return Extension(prompt, requested=False, applied=False)
-    if settings.prompt_extend_url is None:
-        return Extension(prompt, True, False, note="prompt_extend: this server has no language model configured")
+        return Extension(wish.prompt, requested=False, applied=False)
+    model = configured(settings)
+    if model is None:
+        return Extension(wish.prompt, True, False, note="prompt_extend: this server has no language model configured")
+    cache = PromptCache(settings.data_dir / "prompts")
     try:
-        text = _ask(settings, prompt, image)
-    except httpx.HTTPStatusError as error:
-        return _kept(settings, prompt, f"HTTP {error.response.status_code}")
-    except (httpx.HTTPError, ValidationError, ValueError, OSError) as error:
-        return _kept(settings, prompt, type(error).__name__)
-    return Extension(text, True, True, settings.prompt_extend_model)
+        chat = make_chat(wish, beat)
+        key = chat.key(model.identity)
+        if (known := cache.get(key)) is not None:
+            return Extension(known, True, True, model.name, cached=True)
+        text = read_answer(model.ask(chat, beat))
+    except PromptError as error:
+        logger.warning("the language model %s failed: %s", model.name, error)
+        note = f"prompt_extend: the language model failed ({error}); the prompt was used as it is"
+        return Extension(wish.prompt, True, False, model.name, note)
+    cache.put(key, text)
+    return Extension(text, True, True, model.name)
 
 
-def _kept(settings: Settings, prompt: str, reason: str) -> Extension:
-    note = f"prompt_extend: the language model failed ({reason}); the prompt was used as it is"
-    return Extension(prompt, True, False, settings.prompt_extend_model, note)
-
-
-def _ask(settings: Settings, prompt: str, image: Path | None) -> str:
-    headers = {"Authorization": f"Bearer {settings.prompt_extend_key}"} if settings.prompt_extend_key else {}
-    body = {
-        "model": settings.prompt_extend_model,
-        "messages": [
-            {"role": "system", "content": SYSTEM_PROMPT},
-            {"role": "user", "content": _user_content(prompt, image)},
-        ],
-        "max_tokens": 512,
-    }
-    url = f"{str(settings.prompt_extend_url).rstrip('/')}/chat/completions"
-    answer = httpx.post(url, json=body, headers=headers, timeout=settings.prompt_extend_timeout_s)
-    answer.raise_for_status()
-    choices = _Completion.model_validate_json(answer.content).choices
-    text = choices[0].message.content.strip() if choices else ""
-    if not text or len(text) > MAX_PROMPT:
-        raise ValueError(f"answer of {len(text)} characters")
-    return text
-
-
-def _user_content(prompt: str, image: Path | None) -> str | list[dict[str, Any]]:
-    if image is None:
-        return prompt
-    wish = {"type": "text", "text": prompt or "(no wish given)"}
-    return [{"type": "image_url", "image_url": {"url": _data_url(image)}}, wish]
-
-
-def _data_url(path: Path) -> str:
-    with Image.open(path) as image:
-        small = ImageOps.exif_transpose(image).convert("RGB")
-    small.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+def configured(settings: Settings) -> LanguageModel | None:
+    """The language model that the settings name; the local one or the service, never both."""
+    timeout_s = settings.prompt_extend_timeout_s
+    if folder := settings.prompt_extend_local:
+        ask = partial(ask_local, folder, settings.device, timeout_s)
+        return LanguageModel(folder.absolute().name, fingerprint(folder), ask)
+    if url := settings.prompt_extend_url:
+        name = settings.prompt_extend_model
+        return LanguageModel(name, f"{url} {name}", partial(ask_service, settings))
+    return None

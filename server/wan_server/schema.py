@@ -1,14 +1,14 @@
-"""The input of the app and the request around it, as the hosted service defines them, with the limits checked.
+"""The inputs of the apps and the request around them, as the hosted service defines them, with the limits checked.
 
-Field names, types, defaults and enums are the hosted app's; what its schema leaves to prose (lengths) is enforced.
+Field names, types, defaults and enums are the hosted apps'; what their schemas leave to prose (lengths) is enforced.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from wan_server.envelope import describe
 from wan_server.errors import InvalidInput
@@ -41,8 +41,26 @@ def _not_a_bool(value: object) -> object:
     return value
 
 
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must say what the video shows (got no text)")
+    return value
+
+
 FileField = Annotated[Annotated[str, Field(json_schema_extra={"format": "file"})] | None, BeforeValidator(_file_value)]
 WholeNumber = Annotated[int, BeforeValidator(_not_a_bool)]
+#: fields that all apps share
+NegativePrompt = Annotated[
+    str | None,
+    Field(max_length=MAX_NEGATIVE_PROMPT, description="What should not be seen; at most 500 characters."),
+]
+Resolution = Literal["720P", "1080P"]
+PromptExtend = Annotated[bool, Field(description="Let a language model add detail to the prompt.")]
+Watermark = Annotated[bool, Field(description='Draw "AI generated" in the bottom right corner.')]
+Seed = Annotated[
+    Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(_not_a_bool)] | None,
+    Field(description="Start of the random numbers; the same seed gives the same video. Drawn when absent."),
+]
 
 
 class GenerateInput(BaseModel):
@@ -55,11 +73,7 @@ class GenerateInput(BaseModel):
         max_length=MAX_PROMPT,
         description="What should happen in the video, in English or Chinese; at most 5000 characters.",
     )
-    negative_prompt: str | None = Field(
-        None,
-        max_length=MAX_NEGATIVE_PROMPT,
-        description="What should not be seen; at most 500 characters.",
-    )
+    negative_prompt: NegativePrompt = None
     first_frame: FileField = Field(
         None,
         description="Image the video starts from: JPEG, PNG, BMP or WEBP, sides 240 to 8000 px, aspect ratio 1:8 "
@@ -77,17 +91,37 @@ class GenerateInput(BaseModel):
         None,
         description="Clip to be continued: MP4 or MOV, 2 to 10 s, sides 240 to 4096 px, at most 100 MB.",
     )
-    resolution: Literal["720P", "1080P"] = Field(
+    resolution: Resolution = Field(
         "1080P", description="Pixel budget of the video; its shape follows the first frame or clip."
     )
     duration: WholeNumber = Field(
         5, ge=2, le=15, description="Length of the video in seconds; a continued clip counts as part of it."
     )
-    prompt_extend: bool = Field(True, description="Let a language model add detail to the prompt.")
-    watermark: bool = Field(False, description='Draw "AI generated" in the bottom right corner.')
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(_not_a_bool)] | None = Field(
-        None, description="Start of the random numbers; the same seed gives the same video. Drawn when absent."
+    prompt_extend: PromptExtend = True
+    watermark: Watermark = False
+    seed: Seed = None
+
+
+class TextInput(BaseModel):
+    """What the video shows, in words alone."""
+
+    model_config = ConfigDict(title="AppInput", extra="ignore", frozen=True)
+
+    prompt: Annotated[str, AfterValidator(_not_blank)] = Field(
+        max_length=MAX_PROMPT,
+        json_schema_extra={"minLength": 1},
+        description="What the video shows and what happens in it, in English or Chinese; at most 5000 characters.",
     )
+    negative_prompt: NegativePrompt = None
+    resolution: Resolution = Field("1080P", description="Size of the video: 1280x720 or 1920x1080.")
+    duration: WholeNumber = Field(5, ge=2, le=15, description="Length of the video in seconds.")
+    prompt_extend: PromptExtend = True
+    watermark: Watermark = False
+    seed: Seed = None
+
+
+AppInput = GenerateInput | TextInput
+Input = TypeVar("Input", bound=AppInput)
 
 
 class RunRequest(BaseModel):
@@ -124,23 +158,23 @@ def parse_run(body: object) -> RunRequest:
         raise InvalidInput(describe(error.errors(include_url=False))) from None
 
 
-def parse_input(raw: object) -> tuple[GenerateInput, tuple[str, ...]]:
-    """Read the input; also sentences on fields that nobody knows. Raises InvalidInput naming field and limit."""
+def parse_input(raw: object, model: type[Input] = GenerateInput) -> tuple[Input, tuple[str, ...]]:
+    """Read an app's input; also sentences on fields it does not know. Raises InvalidInput naming field and limit."""
     if raw is None:
         raw = {}
     if not isinstance(raw, dict):
         raise InvalidInput("input: must be an object")
     given = {name: value for name, value in raw.items() if value is not None}
     try:
-        parsed = GenerateInput.model_validate(given)
+        parsed = model.model_validate(given)
     except ValidationError as error:
         raise InvalidInput(describe(error.errors(include_url=False), "input")) from None
-    return parsed, tuple(_unknown([name for name in given if name not in GenerateInput.model_fields]))
+    return parsed, tuple(_unknown([name for name in given if name not in model.model_fields]))
 
 
-def input_schema() -> dict[str, Any]:
-    """JSON schema of the input, as GET /apps serves it."""
-    return GenerateInput.model_json_schema()
+def input_schema(model: type[AppInput] = GenerateInput) -> dict[str, Any]:
+    """JSON schema of an app's input, as GET /apps serves it."""
+    return model.model_json_schema()
 
 
 def _unknown(names: list[str]) -> list[str]:

@@ -12,7 +12,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, HttpUrl, ValidationError, field_validator, model_validator
+from pydantic import Field, HttpUrl, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from wan_pipelines.placement import WISHES
@@ -83,6 +83,8 @@ class Settings(BaseSettings):
     prompt_extend_model: str = ""
     prompt_extend_key: str = ""
     prompt_extend_timeout_s: float = Field(30.0, gt=0)
+    #: folder of a vision-language model in transformers layout, in place of the service
+    prompt_extend_local: Path | None = None
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
@@ -94,7 +96,7 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
-    @field_validator("model", mode="before")
+    @field_validator("model", "prompt_extend_url", "prompt_extend_local", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return value or None
@@ -105,6 +107,13 @@ class Settings(BaseSettings):
         if value not in WISHES:
             raise ValueError(f"must be one of {', '.join(WISHES)}")
         return value
+
+    @field_validator("prompt_extend_local")
+    @classmethod
+    def _local_or_service(cls, folder: Path | None, info: ValidationInfo) -> Path | None:
+        if folder and info.data.get("prompt_extend_url"):
+            raise ValueError("cannot be given together with prompt_extend_url")
+        return folder
 
     @model_validator(mode="after")
     def _check_models(self) -> Settings:

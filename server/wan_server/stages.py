@@ -23,6 +23,7 @@ from wan_server.output import Ingredients, output_of
 from wan_server.probe import Probe
 from wan_server.progress import Reporter
 from wan_server.prompt import extend_prompt
+from wan_server.prompt_chat import Wish
 from wan_server.renderers import Renderers
 from wan_server.settings import Settings
 
@@ -53,10 +54,18 @@ class Stages:
     def prompt(self, job: Job, prepared: dict[str, Any], report: Reporter) -> dict[str, Any]:
         """The prompt that is rendered, extended when asked for and possible."""
         report.beat()
+        requested = bool(job.input.get("prompt_extend"))
+        clip_s = (prepared["probes"].get("first_clip") or {}).get("seconds") or 0.0
         with ExitStack() as stack:
-            image = self._local(stack, prepared, "first_frame")
-            wish = job.input.get("prompt") or ""
-            return extend_prompt(self.settings, wish, image, bool(job.input.get("prompt_extend"))).to_json()
+            found = {role: self._local(stack, prepared, role) for role in media.VISUAL} if requested else {}
+            wish = Wish(
+                prompt=job.input.get("prompt") or "",
+                negative_prompt=job.input.get("negative_prompt") or "",
+                seconds=round(max(job.input["duration"] - clip_s, 0.0), 1),
+                shown={role: path for role, path in found.items() if path is not None},
+                clip_seconds=clip_s,
+            )
+            return extend_prompt(self.settings, wish, requested, report.beat).to_json()
 
     def plan(self, job: Job, prepared: dict[str, Any], extension: dict[str, Any]) -> RenderPlan:
         """Every number of the render. Raises InvalidInput when the model cannot do it."""

@@ -24,7 +24,7 @@ from wan_server.ids import derived_id, is_id, new_id
 from wan_server.inputs import MediaResolver, Resolved, examine
 from wan_server.job import Job, JobState
 from wan_server.keys import Principal
-from wan_server.schema import MAX_SEED, GenerateInput, RunRequest, parse_input, parse_run
+from wan_server.schema import MAX_SEED, AppInput, GenerateInput, RunRequest, parse_input, parse_run
 from wan_server.settings import Settings
 from wan_server.urls import check_url
 
@@ -81,8 +81,8 @@ class Submitter:
     def _job(self, job_id: str, app: App, request: RunRequest, sent: Submission, options: Json) -> Job:
         resolver = MediaResolver(self.files, sent.base_url, self.settings.allow_private_urls)
         _refuse_uploaded_text(request.input, resolver)
-        parsed, notes = parse_input(request.input)
-        check_request(parsed, hosted_caps=self.settings.hosted_page_caps)
+        parsed, notes = parse_input(request.input, app.input)
+        check_request(app, parsed, hosted_caps=self.settings.hosted_page_caps)
         choose(self.catalog.profiles, wish_of(parsed, None))
         resolved, choice = self._resolve(resolver, parsed)
         return Job(
@@ -99,7 +99,7 @@ class Submitter:
             options=options | ({"passed_over": dict(choice.passed_over)} if choice.passed_over else {}),
         )
 
-    def _resolve(self, resolver: MediaResolver, parsed: GenerateInput) -> tuple[list[Resolved], Choice]:
+    def _resolve(self, resolver: MediaResolver, parsed: AppInput) -> tuple[list[Resolved], Choice]:
         """The media, and the model for them. When anything is refused, none of the inline media is kept."""
         with ExitStack() as undo:
             resolved, clip_seconds = [], None
@@ -154,16 +154,17 @@ class Submitter:
             return None
 
 
-def media_of(parsed: GenerateInput) -> dict[str, str]:
+def media_of(parsed: AppInput) -> dict[str, str]:
     """Media role -> value, for those that are given."""
-    return {role: value for role in media.ROLES if (value := getattr(parsed, role)) is not None}
+    return {role: value for role in media.ROLES if (value := getattr(parsed, role, None)) is not None}
 
 
-def check_request(parsed: GenerateInput, *, hosted_caps: bool) -> None:
+def check_request(app: App, parsed: AppInput, *, hosted_caps: bool) -> None:
     """What is refused whatever the models. Raises InvalidInput naming field and limit."""
-    if problem := media.check_combination(set(media_of(parsed))):
-        raise InvalidInput(f"input: {problem}")
-    if hosted_caps:
+    roles = frozenset(media_of(parsed))
+    if roles not in app.combinations:
+        raise InvalidInput(f"input: {media.check_combination(set(roles))}")
+    if hosted_caps and isinstance(parsed, GenerateInput):
         _check_caps(parsed)
 
 
@@ -187,7 +188,7 @@ def parse_time(text: str, field: str) -> float:
 
 
 def _check_caps(parsed: GenerateInput) -> None:
-    """The two caps in the prose of the hosted page."""
+    """The two caps in the prose of the hosted page; both are about images."""
     if parsed.resolution == "1080P" and parsed.duration > 10:
         raise InvalidInput(f"input.duration: must be at most 10 with resolution 1080P (got {parsed.duration})")
     if parsed.first_frame and parsed.last_frame and parsed.duration > 5:
