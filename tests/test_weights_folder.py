@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import weight_files as files
-from tiny_checkpoint import ONE_PICTURE, TEXT, TI2V, TWO_EXPERTS, TWO_PICTURES, TinyModel
+from tiny_checkpoint import ONE_PICTURE, S2V, TEXT, TI2V, TWO_EXPERTS, TWO_PICTURES, TinyModel
 from wan_pipelines.errors import CheckpointError
 from wan_pipelines.load import PartCache, Precision, load_checkpoint
 from wan_pipelines.weights.folder import expert_of, scan
@@ -150,7 +150,8 @@ def test_another_model_than_the_profile_s_is_refused(tiny, comfy):
         (TEXT, {"conditioning": "vace"}, "has 0 VACE channels, vace needs 96"),
         (TEXT, {"conditioning": "concat"}, "has 16 input channels, conditioning concat needs 36"),
         (TEXT, {"clip_pictures": 1}, "model_index.json does not list image_encoder"),
-        (TEXT, {"conditioning": "s2v"}, "there is no loader for conditioning s2v"),
+        (TEXT, {"conditioning": "s2v"}, "model_index.json does not list audio_encoder"),
+        (S2V, {"conditioning": "text"}, "the transformer takes 4 audio states of 48, the encoder has 0 of 0"),
     ],
 )
 def test_a_profile_of_another_family_is_refused(tiny, spec, changes, message):

@@ -30,6 +30,8 @@ PARAMETERS = {
     "wan2.1-vae": 0.127,
     "wan2.2-vae": 0.705,
     "clip-vit-h": 0.631,
+    "wan2.2-s2v-14b": 16.296,
+    "wav2vec2-large-xlsr-53": 0.315,
 }
 Shapes = dict[str, tuple[int, ...]]
 
@@ -49,7 +51,7 @@ def shapes_of():
 
 
 def part_of(architecture: str) -> str:
-    names = {"umt5-xxl": "text_encoder", "clip-vit-h": "image_encoder"}
+    names = {"umt5-xxl": "text_encoder", "clip-vit-h": "image_encoder", "wav2vec2-large-xlsr-53": "audio_encoder"}
     return names.get(architecture, "vae" if architecture.endswith("vae") else "transformer")
 
 
@@ -63,6 +65,8 @@ def original(architecture: str, shapes: Shapes) -> Shapes:
         case "vae":
             nested = architecture == "wan2.2-vae"
             return {files.vae_name(name, 2, nested): shape for name, shape in shapes.items()}
+        case "audio_encoder":
+            return {files.audio_name(name): shape for name, shape in shapes.items()}
         case _:
             meta = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
             return {name: tuple(tensor.shape) for name, tensor in files.clip_original(meta).items()}

@@ -20,10 +20,17 @@ OLD_VAE = TinySpec(vae22=False)
 TI2V = TinySpec("expand_timesteps")
 TEXT = TinySpec("text", vae22=False)
 VACE = TinySpec("vace", vae22=False)
+S2V = TinySpec("s2v", vae22=False)
 ONE_PICTURE = TinySpec(clip_pictures=1, vae22=False)
 TWO_PICTURES = TinySpec(clip_pictures=2, vae22=False)
 #: profiles whose inputs and text go with a layout
-BASES = {"concat": "tiny", "expand_timesteps": "tiny-ti2v", "text": "wan2.1-t2v-1.3b", "vace": "wan2.1-vace-1.3b"}
+BASES = {
+    "concat": "tiny",
+    "expand_timesteps": "tiny-ti2v",
+    "text": "wan2.1-t2v-1.3b",
+    "vace": "wan2.1-vace-1.3b",
+    "s2v": "wan2.2-s2v-14b",
+}
 
 
 @dataclass(frozen=True, slots=True)

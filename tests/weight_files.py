@@ -25,8 +25,13 @@ STEMS = {
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
     "image_encoder": "model",
+    "audio_encoder": "model",
 }
-CLASSES = {"text_encoder": "UMT5EncoderModel", "image_encoder": "CLIPVisionModel"}
+CLASSES = {
+    "text_encoder": "UMT5EncoderModel",
+    "image_encoder": "CLIPVisionModel",
+    "audio_encoder": "Wav2Vec2Model",
+}
 
 
 def read_part(folder: Path, part: str) -> State:
@@ -38,7 +43,7 @@ def write_configs(folder: Path, config_dir: Path) -> Path:
     """Bundled configs for the miniature: what `configs/architectures` is for the published weights."""
     target = config_dir / "architectures"
     target.mkdir(parents=True)
-    for part in ("transformer", "vae", "text_encoder", "image_encoder"):
+    for part in ("transformer", "vae", "text_encoder", "image_encoder", "audio_encoder"):
         if (path := folder / part / "config.json").is_file():
             config = json.loads(path.read_text())
             named = {"_class_name": CLASSES.get(part, config.get("_class_name")), **config}
@@ -69,6 +74,7 @@ TOP = {
     "condition_embedder.image_embedder.pos_embed": "img_emb.emb_pos",
     "proj_out": "head.head",
     "scale_shift_table": "head.modulation",
+    "causal_audio_encoder": "casual_audio_encoder",
 }
 BLOCK = {
     "attn1.to_q": "self_attn.q",
@@ -131,9 +137,21 @@ SIDE = {
 }
 
 
+INJECTOR = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "o"}
+
+
 def transformer_name(name: str) -> str:
     block = re.fullmatch(r"((?:vace_)?blocks\.\d+)\.(.+)", name)
+    if attention := re.fullmatch(r"(audio_injector\.injector\.\d+)\.(.+)", name):
+        return f"{attention[1]}.{_swap(attention[2], INJECTOR)}"
     return f"{block[1]}.{_swap(block[2], BLOCK)}" if block else _swap(name, TOP)
+
+
+def audio_name(name: str) -> str:
+    """As in a model that writes down what it hears, saved before torch 2.1."""
+    return "wav2vec2." + re.sub(
+        r"parametrizations\.weight\.original([01])$", lambda m: "weight_" + "gv"[int(m[1])], name
+    )
 
 
 def text_name(name: str) -> str:

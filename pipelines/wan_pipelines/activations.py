@@ -13,6 +13,8 @@ from math import prod
 from typing import Any
 
 from wan_pipelines.footprint import FLOAT32, inner_width, is_vace
+from wan_pipelines.profile import TEMPORAL_STRIDE
+from wan_pipelines.s2v.memory import is_s2v, known_tokens
 
 Config = Mapping[str, Any]
 
@@ -41,14 +43,19 @@ class Sample:
 
 def denoise_bytes(config: Config, sample: Sample) -> int:
     """One forward of the transformer inside the loop, with the latents and conditions around it."""
-    tokens = prod(sample.latent) // prod(config["patch_size"])
+    noisy = prod(sample.latent) // prod(config["patch_size"])
+    tokens = noisy + (known_tokens(config, *sample.latent[1:]) if is_s2v(config) else 0)
     wide = tokens * inner_width(config)  # values of one activation
     lasting = _rotary_bytes(config, tokens) + _context_bytes(config, sample) + _latents_bytes(config, sample)
     stack = 0
     if is_vace(config):
         # the answers of all blocks of the second stack wait for the first one, and its last state is still held
         stack = (len(config["vace_layers"]) + 1) * wide * sample.element
-    return lasting + stack + max(block_phases(config, wide, sample).values())
+    if is_s2v(config):
+        phases = two_sided_phases(config, wide, noisy * inner_width(config), sample)
+    else:
+        phases = block_phases(config, wide, sample)
+    return lasting + stack + max(phases.values())
 
 
 def block_phases(config: Config, wide: int, sample: Sample) -> dict[str, int]:
@@ -78,6 +85,24 @@ def block_phases(config: Config, wide: int, sample: Sample) -> dict[str, int]:
         # the input of the second layer, and its weight made whole in float32 and cast
         "fp8": tables + 4 * a + inner + matrix * (FLOAT32 + (sample.element if cast else 0)),
         "residual": tables + 5 * a + max(2 * cast + full, cast + 2 * full),  # the same and ffn(n)
+    }
+
+
+def two_sided_phases(config: Config, wide: int, noisy: int, sample: Sample) -> dict[str, int]:
+    """The same of a block of S2V, which modulates noisy and known tokens one after the other; `noisy` is how many of
+    the values are of noisy tokens."""
+    a, full, side = wide * sample.element, wide * FLOAT32, noisy * FLOAT32
+    half = sample.element != FLOAT32
+    inner = a // inner_width(config) * config["ffn_dim"]
+    matrix = inner_width(config) * config["ffn_dim"] if sample.fp8 else 0
+    return {
+        "rotary": 6 * a + 3 * full // 2,
+        "self attention": 7 * a,
+        "cross attention": 6 * a,  # x, the sum, n, q o, projected
+        "norm": 3 * a + max(2 * full if half else full, 2 * side, 2 * a),  # x, the sum, the last n
+        "feed forward": 3 * a + 2 * inner,
+        "fp8": 3 * a + inner + matrix * (FLOAT32 + (sample.element if half else 0)),
+        "residual": 4 * a + max(3 * side if half else 2 * side, 2 * a),  # the same, n and ffn(n)
     }
 
 
@@ -118,4 +143,16 @@ def _latents_bytes(config: Config, sample: Sample) -> int:
     inputs, outputs = config["in_channels"], config.get("out_channels") or config["in_channels"]
     control = config["vace_in_channels"] if is_vace(config) else 0
     lasting = LATENTS_ALIVE * outputs + max(inputs - outputs, 0) + control
-    return (lasting * FLOAT32 + (inputs + control) * sample.element) * prod(sample.latent)
+    return (lasting * FLOAT32 + (inputs + control) * sample.element) * prod(sample.latent) + _heard_bytes(
+        config, sample
+    )
+
+
+def _heard_bytes(config: Config, sample: Sample) -> int:
+    """What S2V is told besides: reference and motion latents, audio features, in float32 and in the run's dtype."""
+    if not is_s2v(config):
+        return 0
+    frames, height, width = sample.latent
+    latents = config["in_channels"] * (1 + sum(config["motion_buckets"])) * height * width
+    features = config["audio_layers"] * config["audio_dim"] * TEMPORAL_STRIDE * frames
+    return (latents + features) * (FLOAT32 + sample.element)

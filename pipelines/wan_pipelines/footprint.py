@@ -15,6 +15,7 @@ from typing import Any
 
 from wan_pipelines.errors import PlacementError
 from wan_pipelines.profile import Profile
+from wan_pipelines.s2v.memory import is_s2v, outside_blocks, wav2vec2_parameters
 from wan_pipelines.vae_layers import decoder_layers, encoder_layers, parameters_of
 
 Config = Mapping[str, Any]
@@ -24,7 +25,7 @@ ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 FLOAT32 = 4
 #: parts that hold the blocks of the denoiser, the only ones with weights in fp8
 EXPERTS = ("transformer", "transformer_2")
-PARTS = ("text_encoder", "image_encoder", "vae", *EXPERTS)
+PARTS = ("text_encoder", "image_encoder", "audio_encoder", "vae", *EXPERTS)
 #: latent channels of the Wan 2.2 autoencoder, by which its transformers are known
 VAE22_CHANNELS = 48
 
@@ -80,7 +81,7 @@ class Footprint:
     """What a checkpoint takes: its parts in bytes, and the configs from which its activations follow."""
 
     model: str
-    #: by name: text_encoder, image_encoder, vae, transformer, transformer_2
+    #: by name: text_encoder, image_encoder, audio_encoder, vae, transformer, transformer_2
     parts: Mapping[str, Part]
     #: the same with the blocks of the denoiser in fp8
     parts_fp8: Mapping[str, Part]
@@ -96,7 +97,7 @@ class Footprint:
 
 
 def footprint(configs: Mapping[str, Config], profile: Profile, dtype: str) -> Footprint:
-    """The footprint of a checkpoint with these configs, by part name, run in `dtype` (VAE and CLIP in float32).
+    """The footprint of a checkpoint with these configs, by part name, run in `dtype` (VAE, CLIP, wav2vec2: float32).
 
     A second expert without a config of its own is like the first one. Raises PlacementError for a part or a dtype
     that cannot be counted.
@@ -129,9 +130,9 @@ def bundled_configs(profile: Profile, config_dir: Path) -> dict[str, Config]:
     folder = config_dir / "architectures"
     transformer = _read(folder / f"{profile.architecture}.json")
     vae = "wan2.2-vae" if transformer["out_channels"] == VAE22_CHANNELS else "wan2.1-vae"
-    stems = {"text_encoder": "umt5-xxl", "vae": vae} | (
-        {"image_encoder": "clip-vit-h"} if profile.clip_pictures else {}
-    )
+    stems = {"text_encoder": "umt5-xxl", "vae": vae}
+    stems |= {"image_encoder": "clip-vit-h"} if profile.clip_pictures else {}
+    stems |= {"audio_encoder": "wav2vec2-large-xlsr-53"} if profile.conditioning == "s2v" else {}
     return {"transformer": transformer, **{part: _read(folder / f"{stem}.json") for part, stem in stems.items()}}
 
 
@@ -143,8 +144,8 @@ def folder_configs(folder: Path) -> dict[str, Config]:
 
 def count_part(name: str, config: Config, dtype: str, *, fp8: bool = False) -> Part:
     """The part `name` with this config. Raises PlacementError for a name or a class that is unknown."""
-    if name in ("vae", "image_encoder"):
-        count = vae_parameters(config) if name == "vae" else clip_parameters(config)
+    if name in _EXACT:
+        count = _EXACT[name](config)
         return Part(count, count * FLOAT32)
     if name == "text_encoder":
         outside, blocks = umt5_weights(config)
@@ -167,7 +168,7 @@ def transformer_weights(config: Config) -> tuple[Weights, tuple[Weights, ...]]:
     Source: diffusers models/transformers/transformer_wan.py and transformer_wan_vace.py.
     """
     kind = config.get("_class_name", "WanTransformer3DModel")
-    if kind not in ("WanTransformer3DModel", "WanVACETransformer3DModel"):
+    if kind not in ("WanTransformer3DModel", "WanVACETransformer3DModel", "WanS2VTransformer3DModel"):
         raise PlacementError(f"a transformer of class {kind} cannot be counted")
     width = inner_width(config)
     block = _block(config, width)
@@ -175,7 +176,10 @@ def transformer_weights(config: Config) -> tuple[Weights, tuple[Weights, ...]]:
     if is_vace(config):
         behind = block + _linear(width, width)
         control = (behind + _linear(width, width), *[behind] * (len(config["vace_layers"]) - 1))
-    return _outside(config, width), (*control, *[block] * config["num_layers"])
+    outside = _outside(config, width)
+    if is_s2v(config):
+        outside += Weights(*outside_blocks(config, width))
+    return outside, (*control, *[block] * config["num_layers"])
 
 
 def is_vace(config: Config) -> bool:
@@ -213,6 +217,10 @@ def vae_parameters(config: Config) -> int:
     quant = (2 * latent) ** 2 + 2 * latent + latent**2 + latent
     blocks = (*encoder_layers(config), *decoder_layers(config))
     return quant + sum(parameters_of(layer) for block in blocks for layer in block.layers)
+
+
+#: parts that are float32 always
+_EXACT = {"vae": vae_parameters, "image_encoder": clip_parameters, "audio_encoder": wav2vec2_parameters}
 
 
 def _read(path: Path) -> Config:

@@ -18,7 +18,7 @@ import torch
 import transformers.utils.logging
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import nn
-from transformers import AutoTokenizer, CLIPVisionModel, PreTrainedTokenizerBase, UMT5EncoderModel
+from transformers import AutoTokenizer, CLIPVisionModel, PreTrainedTokenizerBase, UMT5EncoderModel, Wav2Vec2Model
 
 from wan_pipelines.denoise import Experts
 from wan_pipelines.errors import CheckpointError
@@ -47,6 +47,8 @@ class Checkpoint:
     experts: Experts
     #: CLIP, of the models that look at pictures through one
     image_encoder: CLIPVisionModel | None = None
+    #: wav2vec2, of the models that listen
+    audio_encoder: Wav2Vec2Model | None = None
 
     @property
     def vae_stride(self) -> int:
@@ -81,10 +83,10 @@ def load_checkpoint(
     """Load the weights in `folder`. Raises CheckpointError; then nothing stays in memory.
 
     `dtype` is that of transformers and text encoder, by default float32 on a CPU and bfloat16 elsewhere; layers that
-    are quantised in the file stay so, unless a `Precision` says otherwise. Autoencoder and image encoder are float32
-    always. `config_dir` holds the bundled configs of weights that come without. Parts that models have in common are
-    loaded once per `parts`. `device` may be one for each part by name. Weights that need no conversion stay mapped as
-    long as they are on the CPU.
+    are quantised in the file stay so, unless a `Precision` says otherwise. Autoencoder, image encoder and audio
+    encoder are float32 always. `config_dir` holds the bundled configs of weights that come without. Parts that models
+    have in common are loaded once per `parts`. `device` may be one for each part by name. Weights that need no
+    conversion stay mapped as long as they are on the CPU.
     """
     precision = _precision(dtype, device if isinstance(device, torch.device) else device["transformer"])
     tokenizer_folder, sources = find_parts(profile, folder, config_dir)
@@ -94,7 +96,7 @@ def load_checkpoint(
     def load(name: str) -> Any:
         source = sources[name]
         exact = Precision(torch.float32, keep_quantised=False)
-        chosen = exact if source.part in ("vae", "image_encoder") else precision
+        chosen = exact if source.part in ("vae", "image_encoder", "audio_encoder") else precision
         report = partial(on_part, name) if on_part else None
         place = device if isinstance(device, torch.device) else device[name]
 
@@ -111,6 +113,7 @@ def load_checkpoint(
         vae=load("vae"),
         experts=Experts(*experts, boundary=profile.boundary),
         image_encoder=load("image_encoder") if "image_encoder" in sources else None,
+        audio_encoder=load("audio_encoder") if "audio_encoder" in sources else None,
     )
 
 
@@ -125,8 +128,6 @@ def _precision(wanted: str | Precision | None, device: torch.device) -> Precisio
 
 def find_parts(profile: Profile, folder: Path, config_dir: Path | None) -> tuple[Path, dict[str, Source]]:
     """The tokenizer's folder, and the parts by the names that diffusers gives them. Raises CheckpointError."""
-    if profile.conditioning == "s2v":
-        raise CheckpointError(f"{folder}: there is no loader for conditioning s2v")
     if looks_like_one(folder):
         return folder / "tokenizer", read_sources(profile, folder)
     contents = scan(folder, config_dir) if folder.is_dir() else None
@@ -139,6 +140,7 @@ def find_parts(profile: Profile, folder: Path, config_dir: Path | None) -> tuple
         "text_encoder": contents.one("text_encoder"),
         "vae": contents.one("vae", lambda vae: vae.config["z_dim"] == latents),
         **({"image_encoder": contents.one("image_encoder")} if profile.clip_pictures else {}),
+        **({"audio_encoder": contents.one("audio_encoder")} if profile.conditioning == "s2v" else {}),
     }
     return contents.tokenizer, {name: part.source for name, part in found.items()}
 
@@ -155,6 +157,7 @@ def check_parts(profile: Profile, folder: Path, sources: Mapping[str, Source], c
             _check_architecture(profile, sources[name], configs[name], config_dir)
             _check_channels(profile, folder, configs[name], configs["vae"]["z_dim"])
             _check_pictures(profile, folder, configs[name], configs.get("image_encoder"))
+            _check_audio(folder, configs[name], configs.get("audio_encoder"))
             text, states = configs[name]["text_dim"], configs["text_encoder"]["d_model"]
             if text != states:
                 raise CheckpointError(
@@ -185,13 +188,24 @@ def _check_channels(profile: Profile, folder: Path, config: dict[str, Any], z_di
 
 def _check_pictures(profile: Profile, folder: Path, config: dict[str, Any], encoder: dict[str, Any] | None) -> None:
     """States of the image encoder that the transformer takes, and learned positions for those of two pictures."""
-    wanted, found = (encoder["hidden_size"] if encoder else 0), config["image_dim"] or 0
+    wanted, found = (encoder["hidden_size"] if encoder else 0), config.get("image_dim") or 0
     if found != wanted:
         raise CheckpointError(f"{folder}: the transformer takes picture states of {found}, the encoder's are {wanted}")
-    if bool(config["pos_embed_seq_len"]) != (profile.clip_pictures == 2):
+    if bool(config.get("pos_embed_seq_len")) != (profile.clip_pictures == 2):
         raise CheckpointError(
             f"{folder}: the transformer has positions for {config['pos_embed_seq_len'] or 'no'} picture tokens, "
             f"the profile shows it {profile.clip_pictures} pictures"
+        )
+
+
+def _check_audio(folder: Path, config: dict[str, Any], encoder: dict[str, Any] | None) -> None:
+    """States of the audio encoder that the transformer takes: their width, and one more than there are layers."""
+    wanted = (encoder["hidden_size"], encoder["num_hidden_layers"] + 1) if encoder else (0, 0)
+    found = (config.get("audio_dim", 0), config.get("audio_layers", 0))
+    if found != wanted:
+        raise CheckpointError(
+            f"{folder}: the transformer takes {found[1]} audio states of {found[0]}, "
+            f"the encoder has {wanted[1]} of {wanted[0]}"
         )
 
 

@@ -191,6 +191,7 @@ def parts_of(checkpoint: Checkpoint) -> dict[str, nn.Module]:
     parts: Mapping[str, nn.Module | None] = {
         "text_encoder": checkpoint.text_encoder,
         "image_encoder": checkpoint.image_encoder,
+        "audio_encoder": checkpoint.audio_encoder,
         "vae": checkpoint.vae,
         "transformer": checkpoint.experts.high,
         "transformer_2": checkpoint.experts.low,

@@ -15,6 +15,7 @@ from wan_pipelines import activations, vae_memory
 from wan_pipelines.footprint import EXPERTS, PARTS, Footprint, Part
 from wan_pipelines.plan import RenderPlan
 from wan_pipelines.profile import TEMPORAL_STRIDE
+from wan_pipelines.s2v.memory import wav2vec2_bytes
 
 Residence = Literal["resident", "offload_text", "offload_parts", "offload_layers"]
 Mode = Literal[
@@ -27,10 +28,11 @@ Mode = Literal[
     "fp8_offload_parts",
     "fp8_offload_layers",
 ]
-Stage = Literal["text", "image", "encode", "denoise", "decode"]
+Stage = Literal["text", "image", "audio", "encode", "denoise", "decode"]
 
-#: best first: all weights on the device; only what reads prompt and pictures comes for its stage; every part comes for
-#: its stage; blocks stream through two places. Weights in fp8 are not the ones that were published, so they come last.
+#: best first: all weights on the device; only what reads prompt, pictures and sound comes for its stage; every part
+#: comes for its stage; blocks stream through two places. Weights in fp8 are not the ones that were published, so they
+#: come last.
 MODES: tuple[Mode, ...] = get_args(Mode)
 RESIDENCES: Mapping[Mode, Residence] = MappingProxyType(dict(zip(MODES, 2 * get_args(Residence), strict=True)))
 #: the parts that stay on the device
@@ -47,6 +49,7 @@ STAGES: Mapping[Stage, tuple[str, ...]] = MappingProxyType(
     {
         "text": ("text_encoder",),
         "image": ("image_encoder",),
+        "audio": ("audio_encoder",),
         "encode": ("vae",),
         "denoise": EXPERTS,
         "decode": ("vae",),
@@ -137,6 +140,8 @@ def _activations(footprint: Footprint, plan: RenderPlan, known: int, *, fp8: boo
     }
     if pictures:
         found["image"] = activations.image_bytes(configs["image_encoder"], pictures, *size)
+    if "audio_encoder" in configs:
+        found["audio"] = wav2vec2_bytes(configs["audio_encoder"], plan.seconds)
     if encoded := _encoded_frames(footprint, plan, known):
         found["encode"] = vae_memory.encode_bytes(configs["vae"], *size, max(known, plan.prefix_frames), encoded)
     found["denoise"] = max(activations.denoise_bytes(configs[n], sample) for n in EXPERTS if n in configs)

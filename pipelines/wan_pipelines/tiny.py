@@ -24,8 +24,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerF
 
 from wan_pipelines.clip_vision import MEAN, STD
 from wan_pipelines.denoise import Transformer
-from wan_pipelines.errors import CheckpointError
 from wan_pipelines.profile import Profile
+from wan_pipelines.s2v.miniature import make_audio_encoder, make_transformer
+from wan_pipelines.s2v.transformer import WanS2VTransformer3DModel
 from wan_pipelines.vace import MASK_CHANNELS
 
 Z_DIM = 16
@@ -34,9 +35,9 @@ TEXT_DIM = 32
 IMAGE_DIM = 48
 IMAGE_SIDE = 64
 IMAGE_TOKENS = 257
-Layout = Literal["concat", "expand_timesteps", "text", "vace"]
-#: class of diffusers' own pipeline
-PIPELINES = {"text": "WanPipeline", "vace": "WanVACEPipeline"}
+Layout = Literal["concat", "expand_timesteps", "text", "vace", "s2v"]
+#: class of diffusers' own pipeline; for sound it has none yet, and the name is only a name
+PIPELINES = {"text": "WanPipeline", "vace": "WanVACEPipeline", "s2v": "WanSpeechToVideoPipeline"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +56,7 @@ class TinySpec:
 
 
 def tiny_spec(profile: Profile) -> TinySpec:
-    """The miniature that fits a profile. Raises CheckpointError when there is none of that layout."""
-    if profile.conditioning == "s2v":
-        raise CheckpointError(f"model {profile.name}: there is no miniature with conditioning s2v")
+    """The miniature that fits a profile."""
     return TinySpec(
         conditioning=profile.conditioning,
         boundary=profile.boundary,
@@ -86,7 +85,7 @@ def _write(spec: TinySpec, folder: Path) -> None:
     if spec.clip_pictures:
         classes["image_processor"] = ["transformers", "CLIPImageProcessor"]
         _write_json(folder / "image_processor" / "preprocessor_config.json", _image_processor())
-    own = {} if spec.conditioning == "vace" else {"expand_timesteps": spec.conditioning == "expand_timesteps"}
+    own = {} if spec.conditioning in ("vace", "s2v") else {"expand_timesteps": spec.conditioning == "expand_timesteps"}
     pipeline = PIPELINES.get(spec.conditioning, "WanImageToVideoPipeline")
     index = {"_class_name": pipeline, "boundary_ratio": spec.boundary, **own, **classes}
     _write_json(folder / "model_index.json", index)
@@ -121,6 +120,8 @@ def _parts(spec: TinySpec) -> dict[str, Any]:
             parts["transformer_2"] = _transformer(spec)
         if spec.clip_pictures:
             parts["image_encoder"] = _image_encoder()
+        if spec.conditioning == "s2v":
+            parts["audio_encoder"] = make_audio_encoder()
         return parts
 
 
@@ -195,7 +196,7 @@ def _soften(conv: nn.Conv3d) -> None:
         conv.bias.zero_()
 
 
-def _transformer(spec: TinySpec) -> Transformer:
+def _transformer(spec: TinySpec) -> Transformer | WanS2VTransformer3DModel:
     size: dict[str, Any] = {
         "num_attention_heads": 2,
         "attention_head_dim": 32,
@@ -206,6 +207,8 @@ def _transformer(spec: TinySpec) -> Transformer:
         "ffn_dim": 128,
         "num_layers": 2,
     }
+    if spec.conditioning == "s2v":
+        return make_transformer(size)
     if spec.conditioning == "vace":
         return WanVACETransformer3DModel(**size, vace_layers=[0, 1], vace_in_channels=2 * Z_DIM + MASK_CHANNELS).eval()
     if not spec.clip_pictures:

@@ -15,9 +15,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel, Wav2Vec2Config, Wav2Vec2Model
 
 from wan_pipelines.errors import CheckpointError
+from wan_pipelines.s2v.transformer import WanS2VTransformer3DModel
 from wan_pipelines.weights.gguf_file import PREFIX as GGUF
 from wan_pipelines.weights.keys import Part, Rename, renamer
 from wan_pipelines.weights.kinds import Kind, read_config, some
@@ -36,10 +37,12 @@ from wan_pipelines.weights.tensors import TensorSet
 
 #: done, of how many
 OnTensor = Callable[[int, int], None]
-_DIFFUSERS = {model.__name__: model for model in (WanTransformer3DModel, WanVACETransformer3DModel, AutoencoderKLWan)}
+_TRANSFORMERS_3D = (WanTransformer3DModel, WanVACETransformer3DModel, WanS2VTransformer3DModel)
+_DIFFUSERS = {model.__name__: model for model in (*_TRANSFORMERS_3D, AutoencoderKLWan)}
 _TRANSFORMERS = {
     "UMT5EncoderModel": (UMT5EncoderModel, UMT5Config),
     "CLIPVisionModel": (CLIPVisionModel, CLIPVisionConfig),
+    "Wav2Vec2Model": (Wav2Vec2Model, Wav2Vec2Config),
 }
 CLASSES = (*_DIFFUSERS, *_TRANSFORMERS)
 

@@ -22,9 +22,14 @@ _CLASSES: dict[Part, str] = {
     "text_encoder": "UMT5EncoderModel",
     "vae": "AutoencoderKLWan",
     "image_encoder": "CLIPVisionModel",
+    "audio_encoder": "Wav2Vec2Model",
 }
 #: kinds of model by which transformers' configs are known, instead of by a class
-_MODEL_TYPES: dict[Part, str] = {"text_encoder": "umt5", "image_encoder": "clip_vision_model"}
+_MODEL_TYPES: dict[Part, str] = {
+    "text_encoder": "umt5",
+    "image_encoder": "clip_vision_model",
+    "audio_encoder": "wav2vec2",
+}
 
 
 def looks_like_one(folder: Path) -> bool:
@@ -38,8 +43,16 @@ def read_sources(profile: Profile, folder: Path) -> dict[str, Source]:
     _check_index(profile, folder, index)
     transformers = [name for name in TRANSFORMERS if name in _listed(index)]
     sources = {name: _source("transformer", folder / name) for name in transformers}
-    parts: tuple[Part, ...] = ("text_encoder", "vae", *(("image_encoder",) if profile.clip_pictures else ()))
-    return {**sources, **{part: _source(part, folder / part) for part in parts}}
+    return {**sources, **{part: _source(part, folder / part) for part in ("text_encoder", "vae", *_extra(profile))}}
+
+
+def _extra(profile: Profile) -> list[Part]:
+    """The encoders that only some models have."""
+    encoders: dict[Part, bool] = {
+        "image_encoder": profile.clip_pictures > 0,
+        "audio_encoder": profile.conditioning == "s2v",
+    }
+    return [part for part, has in encoders.items() if has]
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -67,8 +80,7 @@ def _listed(index: dict[str, Any]) -> list[str]:
 
 def _check_index(profile: Profile, folder: Path, index: dict[str, Any]) -> None:
     listed = _listed(index)
-    needed = ("tokenizer", "text_encoder", "vae", "transformer", *(("image_encoder",) if profile.clip_pictures else ()))
-    for name in needed:
+    for name in ("tokenizer", "text_encoder", "vae", "transformer", *_extra(profile)):
         if name not in listed:
             raise CheckpointError(f"{folder}/{INDEX} does not list {name}")
     for name in listed:

@@ -181,7 +181,8 @@ def _check_shards(paths: Sequence[Path]) -> None:
 
 
 def _title(part: Part) -> str:
-    return {"vae": "VAE", "image_encoder": "image encoder (CLIP)"}.get(part, part.replace("_", " "))
+    titles = {"vae": "VAE", "image_encoder": "image encoder (CLIP)", "audio_encoder": "audio encoder (wav2vec2)"}
+    return titles.get(part, part.replace("_", " "))
 
 
 def _list(found: Sequence[Found]) -> str:

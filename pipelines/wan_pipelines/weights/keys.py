@@ -2,7 +2,7 @@
 
 A name that is in no table stays as it is: a file that already has the names of the classes passes unchanged, and
 whatever is foreign shows as an unexpected key. Sources: the modules of Wan-Video/Wan2.1 and Wan2.2 (`wan/modules/`
-model.py, vace_model.py, t5.py, vae.py, vae2_2.py, clip.py) beside the classes, and llama.cpp's names of T5.
+model.py, vace_model.py, s2v/, t5.py, vae.py, vae2_2.py, clip.py) beside the classes, and llama.cpp's names of T5.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
-Part = Literal["transformer", "text_encoder", "vae", "image_encoder", "lora"]
+Part = Literal["transformer", "text_encoder", "vae", "image_encoder", "audio_encoder", "lora"]
 #: from a name in the file to the name in the model; None for what is known and not used
 Rename = Callable[[str], str | None]
 
@@ -41,6 +41,7 @@ _TRANSFORMER = {
     "img_emb.emb_pos": f"{_EMBEDDER}.image_embedder.pos_embed",
     "head.head": "proj_out",
     "head.modulation": "scale_shift_table",
+    "casual_audio_encoder": "causal_audio_encoder",
 }
 _TRANSFORMER_BLOCK = {
     "modulation": "scale_shift_table",
@@ -56,6 +57,7 @@ _TRANSFORMER_BLOCK = {
     "before_proj": "proj_in",
     "after_proj": "proj_out",
 }
+_AUDIO_ATTENTION = {**{name: f"to_{name}" for name in "qkv"}, "o": "to_out.0"}
 _TEXT = {
     "token_embedding": "shared",
     "norm": "encoder.final_layer_norm",
@@ -131,6 +133,8 @@ def renamer(part: Part, names: Iterable[str]) -> Rename:
             return lambda name: _vae(name, per_level)
         case "image_encoder":
             return _picture
+        case "audio_encoder":
+            return _audio
         case "lora":
             return lambda name: name
 
@@ -158,6 +162,8 @@ def _transformer(name: str) -> str | None:
         return None  # some published I2V files have it; no model ever read it (diffusers ignores it as well)
     if block := re.fullmatch(r"((?:vace_)?blocks\.\d+)\.(.+)", name):
         return f"{block[1]}.{_look_up(_TRANSFORMER_BLOCK, block[2])}"
+    if attention := re.fullmatch(r"(audio_injector\.injector\.\d+)\.(.+)", name):
+        return f"{attention[1]}.{_look_up(_AUDIO_ATTENTION, attention[2])}"
     return _look_up(_TRANSFORMER, name)
 
 
@@ -226,3 +232,16 @@ def _picture(name: str) -> str | None:
     if name.startswith("visual."):
         return _look_up(_PICTURE, name.removeprefix("visual."))
     return name.removeprefix("vision_model.")
+
+
+def _audio(name: str) -> str | None:
+    """Names of the speech model itself: in files it is part of one that writes down what it hears."""
+    if name.startswith(("lm_head.", "quantizer.", "project_q.", "project_hid.")):
+        return None
+    bare = name.removeprefix("wav2vec2.")
+    return re.sub(r"^(encoder\.pos_conv_embed\.conv)\.weight_([gv])$", _weight_norm, bare)
+
+
+def _weight_norm(found: re.Match[str]) -> str:
+    """torch's names for length and direction of a weight, since 2.1."""
+    return f"{found[1]}.parametrizations.weight.original{'gv'.index(found[2])}"

@@ -28,12 +28,15 @@ Traits = dict[str, int | None]
 PARTS: dict[str, Part] = {
     "WanTransformer3DModel": "transformer",
     "WanVACETransformer3DModel": "transformer",
+    "WanS2VTransformer3DModel": "transformer",
     "UMT5EncoderModel": "text_encoder",
     "AutoencoderKLWan": "vae",
     "CLIPVisionModel": "image_encoder",
+    "Wav2Vec2Model": "audio_encoder",
 }
 #: names that only one part has, in any layout, after a transformer's prefix
 _MARKS: dict[Part, re.Pattern[str]] = {
+    "audio_encoder": re.compile(r"(wav2vec2\.)?(feature_extractor\.conv_layers|feature_projection)\."),
     "image_encoder": re.compile(r"(visual\.transformer|(vision_model\.)?encoder\.layers)\.\d+\."),
     "vae": re.compile(r"(encoder|decoder)\.(downsamples|upsamples|down_blocks|up_blocks|middle|mid_block)\."),
     "text_encoder": re.compile(
@@ -149,6 +152,8 @@ def traits_of_tensors(part: Part, shapes: Shapes) -> Traits:
             return _text_traits(shapes)
         case "vae":
             return _vae_traits(shapes)
+        case "audio_encoder":
+            return _audio_traits(shapes)
         case _:
             return _picture_traits(shapes)
 
@@ -167,6 +172,8 @@ def traits_of_config(config: Mapping[str, Any]) -> Traits:
                 "pictures": config.get("image_dim") or 0,
                 "picture positions": config.get("pos_embed_seq_len") or 0,
                 "VACE blocks": len(config.get("vace_layers") or ()),
+                "audio blocks": len(config.get("audio_inject_layers") or ()),
+                "audio": config.get("audio_dim") or 0,
             }
         case "text_encoder":
             names = {"tokens": "vocab_size", "width": "d_model", "layers": "num_layers", "feed-forward": "d_ff"}
@@ -191,6 +198,8 @@ def _transformer_traits(shapes: Shapes) -> Traits:
         "pictures": _size(shapes, r".*\.image_embedder\.norm1\.(weight|bias)", 0) if has_pictures else 0,
         "picture positions": _size(shapes, r".*\.image_embedder\.pos_embed", 1) or 0,
         "VACE blocks": _count(shapes, r"vace_blocks\.(\d+)\."),
+        "audio blocks": _count(shapes, r"audio_injector\.injector\.(\d+)\."),
+        "audio": _size(shapes, r"causal_audio_encoder\.encoder\.conv1_(local|global)\.conv\.weight", 1) or 0,
     }
 
 
@@ -220,6 +229,14 @@ def _picture_traits(shapes: Shapes) -> Traits:
         "width": _size(shapes, width, 0),
         "layers": _count(shapes, r"encoder\.layers\.(\d+)\."),
         "feed-forward": _size(shapes, r"encoder\.layers\.\d+\.mlp\.fc1\.(weight|bias)", 0),
+    }
+
+
+def _audio_traits(shapes: Shapes) -> Traits:
+    return {
+        "width": _size(shapes, r"encoder\.layer_norm\.(weight|bias)|feature_projection\.projection\.(weight|bias)", 0),
+        "layers": _count(shapes, r"encoder\.layers\.(\d+)\."),
+        "feed-forward": _size(shapes, r"encoder\.layers\.\d+\.feed_forward\.intermediate_dense\.(weight|bias)", 0),
     }
 
 

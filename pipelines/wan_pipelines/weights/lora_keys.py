@@ -7,7 +7,7 @@ Three styles are in use:
 - musubi-tuner and kohya's scripts: `lora_unet_blocks_0_self_attn_q.lora_down.weight`
 
 Only names in the tables below are known. The layers of the original code are those of Wan-Video/Wan2.1
-wan/modules/model.py and vace_model.py.
+wan/modules/model.py and vace_model.py, and of Wan-Video/Wan2.2 wan/modules/s2v.
 """
 
 from __future__ import annotations
@@ -93,6 +93,9 @@ def _flat(table: dict[str, str]) -> dict[str, str]:
 _BLOCK_NAMES, _OUTSIDE_NAMES = _both(_IN_BLOCK), _both(_OUTSIDE)
 _FLAT_BLOCK_NAMES, _FLAT_OUTSIDE_NAMES = _flat(_IN_BLOCK), _flat(_OUTSIDE)
 _BLOCK = re.compile(r"((?:vace_)?blocks)[._](\d+)[._](.+)")
+#: what S2V has behind some blocks
+_AUDIO = re.compile(r"audio_injector[._](injector|injector_adain_layers)[._](\d+)[._](.+)")
+_AUDIO_NAMES = _both(_ATTENTION) | _flat(_ATTENTION) | {"linear": "linear"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,9 @@ def _without_prefix(name: str) -> str:
 
 
 def _look_up(name: str, in_block: dict[str, str], outside: dict[str, str]) -> str | None:
+    if audio := _AUDIO.fullmatch(name):
+        kind, number, rest = audio.groups()
+        return f"audio_injector.{kind}.{int(number)}.{_AUDIO_NAMES[rest]}" if rest in _AUDIO_NAMES else None
     found = _BLOCK.fullmatch(name)
     if found is None:
         return outside.get(name)
