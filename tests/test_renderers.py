@@ -9,7 +9,7 @@ import pytest
 from queue_fixtures import make_settings
 from wan_pipelines.errors import CheckpointError
 from wan_pipelines.profile import load_profile
-from wan_server.renderers import Stopped, load_renderers
+from wan_server.renderers import Stopped, load_bars, load_renderers
 from wan_server.served import served_profiles
 
 
@@ -33,3 +33,14 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
     profile = load_profile("wan2.2-ti2v-5b", make_settings(tmp_path).configs)
     with pytest.raises(CheckpointError, match=r"wan2\.2-ti2v-5b"):
         load_renderers(make_settings(tmp_path), [profile], "cpu", lambda: False)
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_shows_a_bar_for_each_part(monkeypatch, capsys, is_terminal):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1") if is_terminal else monkeypatch.delenv("FORCE_COLOR", raising=False)
+    with load_bars() as on_part:
+        on_part("vae", 1, 3)
+        on_part("vae", 3, 3)
+    shown = capsys.readouterr().err
+    assert ("vae" in shown and "3/3" in shown) is is_terminal

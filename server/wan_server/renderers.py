@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from wan_pipelines.profile import Profile, checkpoint_folder
 from wan_server.settings import Settings
@@ -56,12 +60,30 @@ def load_renderers(
     for profile in profiles:
         folder = checkpoint_folder(profile, settings.weights, settings.configs)
         logger.info("loading %s from %s", profile.served_as, folder)
-        renderer = Renderer.load(profile, folder, device, settings.checkpoint_every_s, options)
+        with load_bars() as on_part:
+            every_s = settings.checkpoint_every_s
+            renderer = Renderer.load(profile, folder, device, every_s, replace(options, on_part=on_part))
         loaded[profile.served_as] = renderer
         _say(renderer)
         if is_stopping():
             raise Stopped
     return Renderers(loaded)
+
+
+@contextmanager
+def load_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each part that is read, on a terminal; elsewhere the log has to do."""
+    console = Console(stderr=True)
+    tasks: dict[str, TaskID] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+
+        def on_part(name: str, done: int, tensors: int) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=tensors)
+            bars.update(tasks[name], completed=done)
+
+        yield on_part
 
 
 def _say(renderer: Renderer) -> None:
