@@ -14,15 +14,16 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import nn
 
 from tiny_checkpoint import CONCAT, ONE_PICTURE, TWO_EXPERTS, VACE
-from wan_pipelines import offload
+from wan_pipelines import fitting
 from wan_pipelines.activations import Sample, denoise_bytes
 from wan_pipelines.clip_vision import embed_pictures
 from wan_pipelines.conditioning import Conditioning, condition_video
 from wan_pipelines.denoise import Guidance, denoise
 from wan_pipelines.errors import PlacementError
+from wan_pipelines.fitting import Job, fit
 from wan_pipelines.footprint import count_part, folder_configs, footprint
 from wan_pipelines.load import load_checkpoint
-from wan_pipelines.offload import Job, Keeper, blocks_of, fit, measure, parts_of, put, to_fp8
+from wan_pipelines.offload import Keeper, blocks_of, measure, parts_of, put, to_fp8
 from wan_pipelines.placement import HOST_RESERVE, choose, largest_plan
 from wan_pipelines.samplers import make_sampler
 from wan_pipelines.streaming import Ferry, Streamer, streamed_bytes, tensors_of
@@ -429,10 +430,10 @@ def test_a_job_is_fitted_into_the_memory_there_is(tiny, fresh, monkeypatch):
     monkeypatch.setattr(Keeper, "on_device", lambda *_, **__: 0)
     enough = choose(needs, plan, 10**12, None).verdicts[-1].device
     for room, mode in ((enough, "resident"), (enough - 1, "offload_parts"), (enough, "resident")):
-        monkeypatch.setattr(offload, "free_device", lambda _, room=room: room)
+        monkeypatch.setattr(fitting, "free_device", lambda _, room=room: room)
         assert fit(keeper, needs, plan, Job()).mode == keeper.residence == mode
     assert fit(keeper, needs, plan, Job("offload_layers")).mode == keeper.residence == "offload_layers"
-    monkeypatch.setattr(offload, "free_device", lambda _: 10**6)
+    monkeypatch.setattr(fitting, "free_device", lambda _: 10**6)
     with pytest.raises(PlacementError, match=r"not enough memory for .* free are 0.0 GB on the device"):
         fit(keeper, needs, plan, Job())
     assert keeper.residence == "offload_layers"
@@ -447,11 +448,11 @@ def test_weights_on_the_device_count_as_free_but_need_room_in_host_memory_to_lea
     assert keeper.on_device() == own
     assert keeper.on_device(but=("vae", "transformer", "transformer_2")) == needs.parts["text_encoder"].bytes
     enough = choose(needs, plan, 10**12, None).verdicts[-1].device
-    monkeypatch.setattr(offload, "free_device", lambda _: enough - own)
+    monkeypatch.setattr(fitting, "free_device", lambda _: enough - own)
     assert fit(keeper, needs, plan, Job()).mode == "resident"
-    monkeypatch.setattr(offload, "free_host", lambda: HOST_RESERVE + own)
+    monkeypatch.setattr(fitting, "free_host", lambda: HOST_RESERVE + own)
     assert fit(keeper, needs, plan, Job("offload_parts")).mode == "offload_parts"
-    monkeypatch.setattr(offload, "free_host", lambda: HOST_RESERVE + own - 1)
+    monkeypatch.setattr(fitting, "free_host", lambda: HOST_RESERVE + own - 1)
     with pytest.raises(PlacementError, match=r"GB of weights would go to host memory, where 2\.2 GB are free"):
         fit(keeper, needs, plan, Job("offload_parts"))
 
@@ -462,14 +463,14 @@ def test_other_models_leave_when_nothing_fits_beside_them(tiny, fresh, monkeypat
     plan = replace(largest_plan(model.profile), sample_frames=9)
     keeper, other = Keeper(checkpoint, "resident", CPU), Keeper(fresh(CONCAT), "resident", CPU)
     room = [10**6]
-    monkeypatch.setattr(offload, "free_device", lambda _: room[0])
+    monkeypatch.setattr(fitting, "free_device", lambda _: room[0])
     monkeypatch.setattr(Keeper, "rest", lambda self: room.append(room.pop() + 10**12) if self is other else None)
     assert fit(keeper, needs, plan, Job(others=[other])).mode == "resident"
     assert room == [10**12 + 10**6]
 
 
 def test_host_memory_that_is_free_is_known():
-    free = offload.free_host()
+    free = fitting.free_host()
     assert free is not None
     assert 2**20 < free < 2**50
 
@@ -477,16 +478,16 @@ def test_host_memory_that_is_free_is_known():
 def test_a_container_s_limit_counts(tmp_path):
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc" / "meminfo").write_text("MemTotal: 64 kB\nMemAvailable:     1000 kB\n")
-    assert offload.free_host(tmp_path) == 1_024_000
+    assert fitting.free_host(tmp_path) == 1_024_000
     group = tmp_path / "sys" / "fs" / "cgroup"
     group.mkdir(parents=True)
     (group / "memory.max").write_text("max\n")
     (group / "memory.current").write_text("600000\n")
     (group / "memory.stat").write_text("anon 5\ninactive_file 50000\n")
-    assert offload.free_host(tmp_path) == 1_024_000
+    assert fitting.free_host(tmp_path) == 1_024_000
     (group / "memory.max").write_text("900000\n")
-    assert offload.free_host(tmp_path) == 350_000
-    assert offload.free_host(tmp_path / "elsewhere") is None
+    assert fitting.free_host(tmp_path) == 350_000
+    assert fitting.free_host(tmp_path / "elsewhere") is None
 
 
 # --- on a GPU: predictions and streams

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from tiny_checkpoint import CONFIGS, TEXT, TWO_EXPERTS, TinyModel, noise_image, small_plan
-from wan_pipelines import offload, placed
-from wan_pipelines.errors import PlacementError
-from wan_pipelines.footprint import bundled_configs, footprint
-from wan_pipelines.load import PartCache
+from wan_pipelines import fitting, placed
+from wan_pipelines.errors import CheckpointError, PlacementError
+from wan_pipelines.footprint import Footprint, bundled_configs, footprint
+from wan_pipelines.load import PartCache, find_parts
 from wan_pipelines.offload import Keeper, parts_of
 from wan_pipelines.placed import LoadOptions, load_placed, predict
-from wan_pipelines.placement import choose, largest_plan
-from wan_pipelines.profile import list_profiles
+from wan_pipelines.placement import HOST_RESERVE, choose, largest_plan
+from wan_pipelines.profile import LoraFile, list_profiles
 from wan_pipelines.renderer import Media, Renderer
 from wan_pipelines.weights.quantised import KeptLinear
 
@@ -31,6 +31,10 @@ def nothing(*args: object) -> None:
 
 def load(model: TinyModel, **options) -> Renderer:
     return Renderer.load(model.profile, model.folder, "cpu", options=LoadOptions(**options))
+
+
+def predicted_of(model: TinyModel) -> Footprint:
+    return predict(model.profile, model.folder, find_parts(model.profile, model.folder, None)[1], "float32")
 
 
 def codes_in(module: torch.nn.Module) -> bool:
@@ -51,7 +55,7 @@ def test_without_a_gpu_everything_is_resident_and_the_report_says_so(tiny, tmp_p
 
 def test_the_prediction_from_headers_is_what_is_loaded(tiny):
     model = tiny(TWO_EXPERTS)
-    predicted = predict(model.profile, model.folder, "float32", None)
+    predicted = predicted_of(model)
     renderer = load(model)
     assert renderer.placed is not None
     for name, part in renderer.placed.footprint.parts.items():
@@ -73,7 +77,7 @@ def test_fp8_is_made_when_it_is_wished_for(tiny):
 
 def test_weights_that_do_not_fit_into_host_memory_are_not_loaded(tiny, monkeypatch):
     model = tiny(TWO_EXPERTS)
-    size = sum(part.bytes for part in predict(model.profile, model.folder, "float32", None).parts.values())
+    size = sum(part.bytes for part in predicted_of(model).parts.values())
     monkeypatch.setattr(placed, "free_host", lambda: size - 1)
     monkeypatch.setattr(placed, "load_checkpoint", nothing)
     with pytest.raises(PlacementError, match=r"its weights take 0\.\d GB of host memory, where 0\.\d GB are free"):
@@ -83,7 +87,9 @@ def test_weights_that_do_not_fit_into_host_memory_are_not_loaded(tiny, monkeypat
 def test_too_little_memory_for_a_second_of_video_stops_the_load(tiny, monkeypatch):
     monkeypatch.setattr(placed, "free_device", lambda _: 10**6)
     monkeypatch.setattr(placed, "load_checkpoint", nothing)
-    with pytest.raises(PlacementError, match=r"not enough memory for .*free are 0\.0 GB on the device; resident needs"):
+    with pytest.raises(
+        PlacementError, match=r"not enough memory for .*free are 0\.0 GB on the device .*; resident needs"
+    ):
         load(tiny(TWO_EXPERTS))
 
 
@@ -103,7 +109,7 @@ def test_a_job_that_does_not_fit_is_refused_before_it_begins(tiny, tmp_path, mon
     model = tiny(TWO_EXPERTS)
     renderer = load(model)
     noise_image(0).save(tmp_path / "first.png")
-    monkeypatch.setattr(offload, "free_device", lambda _: 10**6)
+    monkeypatch.setattr(fitting, "free_device", lambda _: 10**6)
     monkeypatch.setattr(Keeper, "on_device", lambda *_, **__: 0)
     with pytest.raises(PlacementError, match=r"64x64 and 9 frames .*; offload_layers needs \d"):
         renderer.encode(small_plan(model.profile), Media(tmp_path / "first.png"), tmp_path / "c", nothing)
@@ -137,3 +143,49 @@ def test_a_wish_for_what_the_weights_are_not_is_refused(tiny):
     wishful = replace(renderer.placed, wish="fp8")
     with pytest.raises(PlacementError, match="fp8 cannot be, the weights of model tiny are in full precision"):
         wishful.fit(small_plan(model.profile))
+
+
+def test_on_a_gpu_host_memory_counts_too(tiny, monkeypatch):
+    """The weights are converted on their way, so the largest part must fit into host memory once."""
+    monkeypatch.setattr(placed, "free_device", lambda _: PLENTY)
+    monkeypatch.setattr(placed, "free_host", lambda: HOST_RESERVE)
+    with pytest.raises(PlacementError, match=r"and 2\.1 GB of host memory; resident needs \d\.\d GB of host memory"):
+        load(tiny(TWO_EXPERTS), dtype="bfloat16")
+
+
+def test_weights_that_need_no_conversion_pass_through_host_memory_without_taking_any(tiny, monkeypatch):
+    monkeypatch.setattr(placed, "free_device", lambda _: PLENTY)
+    monkeypatch.setattr(placed, "free_host", lambda: HOST_RESERVE)
+    loaded = load(tiny(TWO_EXPERTS)).placed
+    assert loaded is not None
+    assert loaded.placement.mode == "resident"
+
+
+def test_parts_that_another_model_has_on_the_device_are_counted_once(tiny, monkeypatch):
+    model, options = tiny(TWO_EXPERTS), LoadOptions(parts=PartCache())
+    load_placed(model.profile, model.folder, CPU, options)
+    counted = predicted_of(model)
+    needed = choose(counted, largest_plan(model.profile), PLENTY, None).verdicts[-1].device
+    monkeypatch.setattr(placed, "free_device", lambda _: needed - counted.parts["text_encoder"].bytes)
+    assert load_placed(model.profile, model.folder, CPU, options).placement.mode == "resident"
+    alone = replace(options, parts=PartCache())
+    assert load_placed(model.profile, model.folder, CPU, alone).placement.mode != "resident"
+
+
+def test_a_missing_lora_is_noticed_before_any_weight_is_read(tiny, monkeypatch):
+    model = tiny(TWO_EXPERTS)
+    monkeypatch.setattr(placed, "load_checkpoint", nothing)
+    distilled = replace(model.profile, loras=(LoraFile("owner/name", "additions.safetensors"),))
+    with pytest.raises(CheckpointError, match=r"missing LoRA files: additions\.safetensors of owner/name"):
+        Renderer.load(distilled, model.folder, "cpu")
+
+
+def test_models_that_rest_need_room_in_host_memory(tiny, monkeypatch):
+    model, options = tiny(TWO_EXPERTS), LoadOptions()
+    one = load_placed(model.profile, model.folder, CPU, options)
+    monkeypatch.setattr(placed, "free_device", lambda _: 10**6)
+    monkeypatch.setattr(fitting, "free_host", lambda: HOST_RESERVE)
+    monkeypatch.setattr(Keeper, "rest", nothing)
+    with pytest.raises(PlacementError, match=r"another model: 0\.\d GB of weights would go to host memory, where 2\.1"):
+        load_placed(model.profile, model.folder, CPU, options)
+    assert options.neighbours == [one]

@@ -92,7 +92,7 @@ def test_from_plan_to_video(renderer, plan, latents, work):
 def test_frames_beyond_the_duration_are_not_shown(renderer, plan, latents, work):
     """A 4n+1 sample of 81 frames makes 80 frames of video; here 9 make 8."""
     plan_8 = replace(plan, frames=8)
-    save_tensors(work / "l8", load_tensors(latents, CPU), {"plan": plan_8.key})
+    save_tensors(work / "l8", load_tensors(latents, CPU), {"plan": plan_8.key, "known": "1"})
     assert renderer.decode(plan_8, work / "l8", work / "out.mp4", None, nothing).frames == 8
 
 

@@ -12,6 +12,7 @@ import torch
 from media_samples import make_clip, make_image, psnr, read_audio, read_video
 from queue_fixtures import make_job, make_settings
 from tiny_checkpoint import CONCAT
+from wan_pipelines.errors import PlacementError
 from wan_pipelines.renderer import Renderer
 from wan_server.errors import InvalidInput
 from wan_server.files import FileStore
@@ -66,9 +67,17 @@ def test_a_clip_decides_length_and_shape(stages, submit, tmp_path):
 
 def test_a_clip_as_long_as_the_video_is_refused_with_the_numbers(stages, submit, tmp_path):
     job = submit(3, first_clip=make_clip(tmp_path / "a.mp4", (320, 240), 3.0, 10))
-    prepared = stages.prepare(job, report("prepare"))
     with pytest.raises(InvalidInput, match=r"input\.duration: .* \(got 3 s and a clip of 3 s\)"):
-        stages.plan(job, prepared, PLAIN)
+        stages.prepare(job, report("prepare"))
+
+
+def test_a_job_that_memory_has_no_room_for_ends_before_its_prompt_is_extended(stages, submit, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise PlacementError("not enough memory for 1280x720: free are 1.0 GB on the device")
+
+    monkeypatch.setattr(Renderer, "place", refuse)
+    with pytest.raises(PlacementError, match=r"free are 1\.0 GB"):
+        stages.prepare(submit(2), report("prepare"))
 
 
 def test_no_media_is_a_video_from_text_in_widescreen(stages, submit):

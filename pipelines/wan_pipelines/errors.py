@@ -5,6 +5,7 @@ PipelineError
 ├── PlanError         the request asks for what the model cannot do; the message names the input field
 ├── CheckpointError   weights are missing, incomplete or do not fit the profile
 ├── PlacementError    there is not enough memory; the message has the numbers
+│   └── NoRoomError   the device has too little of it now
 └── RenderError       the computation gave something that is not a video (NaN, wrong file)
 """
 
@@ -29,6 +30,10 @@ class CheckpointError(PipelineError):
 
 class PlacementError(PipelineError):
     """There is not enough memory for the model or for the plan."""
+
+
+class NoRoomError(PlacementError):
+    """No way of keeping the weights fits into what is free on the device; it may when other models leave."""
 
 
 class RenderError(PipelineError):

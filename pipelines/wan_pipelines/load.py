@@ -95,8 +95,7 @@ def load_checkpoint(
 
     def load(name: str) -> Any:
         source = sources[name]
-        exact = Precision(torch.float32, keep_quantised=False)
-        chosen = exact if source.part in ("vae", "image_encoder", "audio_encoder") else precision
+        chosen = precision_of(source, precision)
         report = partial(on_part, name) if on_part else None
         place = device if isinstance(device, torch.device) else device[name]
 
@@ -104,7 +103,7 @@ def load_checkpoint(
             return load_part(source, chosen, report).to(place)
 
         # transformers are what models differ in
-        return make() if parts is None or source.part == "transformer" else parts.share(source, chosen, place, make)
+        return make() if parts is None or source.part == "transformer" else parts.share(source, chosen, make)
 
     experts = [load(name) for name in TRANSFORMERS if name in sources]
     return Checkpoint(
@@ -115,6 +114,12 @@ def load_checkpoint(
         image_encoder=load("image_encoder") if "image_encoder" in sources else None,
         audio_encoder=load("audio_encoder") if "audio_encoder" in sources else None,
     )
+
+
+def precision_of(source: Source, precision: Precision) -> Precision:
+    """That of a part when transformers and text encoder have this one."""
+    is_exact = source.part in ("vae", "image_encoder", "audio_encoder")
+    return Precision(torch.float32, keep_quantised=False) if is_exact else precision
 
 
 def _precision(wanted: str | Precision | None, device: torch.device) -> Precision:

@@ -6,22 +6,19 @@ is a copy, going back costs nothing: the parameters point to host memory again.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from wan_pipelines.errors import PlacementError
 from wan_pipelines.footprint import EXPERTS, Footprint, Part
 from wan_pipelines.load import Checkpoint
 from wan_pipelines.peaks import FERRY, STAGES, STAYS, Residence, Stage
-from wan_pipelines.placement import HOST_RESERVE, Placement, choose, gigabytes
-from wan_pipelines.plan import RenderPlan
+from wan_pipelines.placement import Placement
 from wan_pipelines.streaming import Ferry, Streamer, streamed_bytes, tensors_of
+from wan_pipelines.weights.lora_hot import HotLora
 from wan_pipelines.weights.quantised import KeptLinear, QuantisedLinear
 
 CPU = torch.device("cpu")
@@ -35,8 +32,11 @@ class Keeper:
     The work of a stage is done inside `stage(...)`. What came to the device for it is gone behind it.
     """
 
-    def __init__(self, checkpoint: Checkpoint, residence: Residence, device: torch.device) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, residence: Residence, device: torch.device, guests: Sequence[HotLora] = ()
+    ) -> None:
         self.residence: Residence = residence
+        self.guests = guests
         self.device = device
         self.parts = parts_of(checkpoint)
         self._stage: Stage | None = None
@@ -58,6 +58,8 @@ class Keeper:
         """Leave the device to another model; between jobs only. The next stage comes back by itself."""
         for module in self.parts.values():
             _move(module, CPU)
+        for guest in self.guests:
+            guest.release()
         self._tidy()
 
     @contextmanager
@@ -82,8 +84,10 @@ class Keeper:
             self._stage = None
 
     def on_device(self, but: Collection[str] = ()) -> int:
-        """Bytes of weights on the device, of all parts but these."""
-        tensors = (t for name, module in self.parts.items() if name not in but for t in tensors_of(module))
+        """Bytes of weights on the device, of all parts but these; additions beside the weights count with all parts."""
+        tensors = [t for name, module in self.parts.items() if name not in but for t in tensors_of(module)]
+        if not but:
+            tensors += [tensor for guest in self.guests for tensor in guest.ready]
         return sum(tensor.nbytes for tensor in tensors if tensor.device.type == self.device.type)
 
     def _on_call(self, part: str) -> torch.utils.hooks.RemovableHandle:
@@ -126,58 +130,12 @@ class Keeper:
             torch.cuda.empty_cache()
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What besides its plan decides how a job is placed."""
-
-    #: a mode, or "auto"
-    wish: str = "auto"
-    #: pictures at the start that condition the video; 0 for a prompt alone
-    known: int = 1
-    #: models that hold device memory too and may leave it
-    others: Sequence[Keeper] = ()
-
-
-def put(checkpoint: Checkpoint, placement: Placement, device: torch.device) -> Keeper:
+def put(checkpoint: Checkpoint, placement: Placement, device: torch.device, guests: Sequence[HotLora] = ()) -> Keeper:
     """Perform a placement. The weights go into fp8 first when it says so and they are not quantised yet."""
     if placement.fp8 and not _is_quantised(checkpoint):
         for model in (part for name, part in parts_of(checkpoint).items() if name in EXPERTS):
             to_fp8(model)
-    return Keeper(checkpoint, placement.residence, device)
-
-
-def fit(keeper: Keeper, footprint: Footprint, plan: RenderPlan, job: Job) -> Placement:
-    """Before a job: the best placement for its plan with the memory there is now, performed.
-
-    `footprint` is that of the loaded checkpoint (`measure`). When nothing fits, the other models leave the device
-    first. Raises PlacementError with the numbers.
-    """
-    try:
-        placement = _choose(keeper, footprint, plan, job)
-    except PlacementError:
-        if not any(other.on_device() for other in job.others):
-            raise
-        for other in job.others:
-            other.rest()
-        placement = _choose(keeper, footprint, plan, job)
-    if placement.residence != keeper.residence:
-        keeper.move(placement.residence)
-    return placement
-
-
-def _choose(keeper: Keeper, footprint: Footprint, plan: RenderPlan, job: Job) -> Placement:
-    """Raises PlacementError also when the host has no room for what would leave the device."""
-    free = free_device(keeper.device)
-    if free is None:
-        return choose(footprint, plan, None, None, job.wish, job.known)
-    placement = choose(footprint, plan, free + keeper.on_device(), None, job.wish, job.known)
-    leaves, host = keeper.on_device(but=STAYS[placement.residence]), free_host()
-    if host is not None and leaves and leaves + HOST_RESERVE > host:
-        raise PlacementError(
-            f"not enough memory for {placement.mode} with model {footprint.model}: {gigabytes(leaves)} of weights "
-            f"would go to host memory, where {gigabytes(host)} are free"
-        )
-    return placement
+    return Keeper(checkpoint, placement.residence, device, guests)
 
 
 def measure(footprint: Footprint, checkpoint: Checkpoint) -> Footprint:
@@ -214,38 +172,6 @@ def to_fp8(model: nn.Module) -> None:
             layer = QuantisedLinear(linear, codes, None, linear.weight.dtype)
             layer.requantise(linear.weight)
             block.set_submodule(path, layer)
-
-
-def free_device(device: torch.device) -> int | None:
-    """Bytes that torch could still allocate on a CUDA device; None elsewhere."""
-    if device.type != "cuda":
-        return None
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
-def free_host(root: Path = Path("/")) -> int | None:
-    """Bytes of host memory that can be had without pushing anything out, a container's limit respected; None where
-    the system does not say. `root` is where `proc` and `sys` lie."""
-    meminfo = re.search(r"^MemAvailable:\s+(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE)
-    if meminfo is None:
-        return None
-    free = int(meminfo[1]) * 1024
-    group = root / "sys/fs/cgroup"
-    limit = _text(group / "memory.max").strip()
-    if not limit.isdigit():
-        return free
-    cached = re.search(r"^inactive_file (\d+)", _text(group / "memory.stat"), re.MULTILINE)
-    used = int(_text(group / "memory.current")) - (int(cached[1]) if cached else 0)
-    return min(free, int(limit) - used)
-
-
-def _text(path: Path) -> str:
-    """What the file holds; empty when it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return ""
 
 
 def _is_quantised(checkpoint: Checkpoint) -> bool:

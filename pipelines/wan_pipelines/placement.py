@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from wan_pipelines.errors import PlacementError
+from wan_pipelines.errors import NoRoomError, PlacementError
 from wan_pipelines.footprint import Footprint
 from wan_pipelines.peaks import MODES, RESIDENCES, Mode, Peak, Residence, Stage, StagePeak, is_fp8, peak
 from wan_pipelines.plan import PlanRequest, RenderPlan, make_plan
@@ -112,8 +112,8 @@ def choose(
     """The best mode that fits into so many free bytes; count as free what weights of this checkpoint hold already.
 
     `free_device` None is a machine without a GPU: everything is resident in host memory. `free_host` None is not
-    held against anything. `known` counts the pictures at the start that condition the video. Raises PlacementError
-    with the numbers of every mode when none fits, and for a wish that is unknown or cannot be granted.
+    held against anything. `known` counts the pictures at the start that condition the video. Raises NoRoomError
+    with the numbers of every mode when none fits, PlacementError for a wish that is unknown or cannot be granted.
     """
     verdicts: list[Verdict] = []
     for mode in _modes(footprint, wish, on_device=free_device is not None):
@@ -123,7 +123,7 @@ def choose(
             return Placement(predicted, free_device, free_host, tuple(verdicts))
     what = f"{plan.sample_width}x{plan.sample_height} and {plan.sample_frames} frames with model {footprint.model}"
     tried = "; ".join(f"{verdict.peak.mode} {verdict.lacks}" for verdict in verdicts)
-    raise PlacementError(f"not enough memory for {what}: {_free(free_device, free_host)}; {tried}")
+    raise NoRoomError(f"not enough memory for {what}: {_free(free_device, free_host)}; {tried}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +143,12 @@ def reach(
     free_host: int | None,
     wish: str = "auto",
 ) -> Reach:
-    """What can be promised before any request is known. Raises PlacementError when not even one second fits."""
+    """What can be promised before any request is known. Raises NoRoomError when not even one second fits."""
     for seconds in range(profile.max_seconds, 0, -1):
         try:
             plan = largest_plan(profile, resolution, seconds)
             return Reach(resolution, seconds, choose(footprint, plan, free_device, free_host, wish))
-        except PlacementError:
+        except NoRoomError:
             if seconds == 1:
                 raise
     raise PlacementError(f"model {profile.name} makes no video of a whole second")

@@ -91,7 +91,8 @@ class Renderer:
         """
         self._check_plan(plan)
         check_media(self.profile, media.files)
-        placement = self._place(plan, known=min(1, len(media.files)))
+        pictures = min(1, len(media.files))
+        placement = self.place(plan, pictures)
         beat()
         with self._stage("text"):
             prompt = self._encode_text(plan.prompt)
@@ -99,7 +100,8 @@ class Renderer:
         known = read_known(plan, media, self.device, beat)
         conditioning = self._tell(known, (prompt.states, negative.states if negative else None), beat)
         conditioning = self._show(conditioning, plan, known)
-        save_tensors(out, conditioning.tensors(), {"plan": plan.key, "media": media.digest()})
+        about = {"plan": plan.key, "media": media.digest(), "known": str(pictures)}
+        save_tensors(out, conditioning.tensors(), about)
         return EncodeReport(
             prompt_tokens=prompt.tokens,
             prompt_tokens_dropped=prompt.dropped,
@@ -123,8 +125,8 @@ class Renderer:
         """
         self._check_plan(plan)
         metadata = _metadata_for(plan, conditioning)
+        self.place(plan, int(metadata["known"]))
         conditions = Conditioning(**load_tensors(conditioning, self.device))
-        self._place(plan)
         sampler = make_sampler(plan.sampler, plan.sigmas)
         latents = resume(sampler, checkpoint, metadata, self.device)
         if latents is None:
@@ -157,8 +159,7 @@ class Renderer:
         """
         self._check_plan(plan)
         check_clip(plan, clip)
-        _metadata_for(plan, latents)
-        self._place(plan)
+        self.place(plan, int(_metadata_for(plan, latents)["known"]))
         tensor = load_tensors(latents, self.device)["latents"]
         spec = Mp4Spec(plan.width, plan.height, plan.fps, plan.frames, sound=sound, watermark=plan.watermark)
         with self._stage("decode"), Mp4Writer(out, spec) as writer:
@@ -196,8 +197,11 @@ class Renderer:
         with self._stage("image"):
             return replace(conditioning, image=show(self.profile, encoder, plan, known))
 
-    def _place(self, plan: RenderPlan, known: int = 1) -> Placement | None:
-        """Keep the weights as the plan needs it; before each stage, because another job may have run in between."""
+    def place(self, plan: RenderPlan, known: int) -> Placement | None:
+        """Keep the weights as the plan needs it; before each stage, because another job may have run in between.
+
+        `known` counts the pictures that condition the video. Raises PlacementError when there is not enough memory.
+        """
         return None if self.placed is None else self.placed.fit(plan, known)
 
     def _stage(self, name: Stage) -> AbstractContextManager[None]:

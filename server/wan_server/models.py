@@ -14,6 +14,7 @@ from wan_pipelines.footprint import bundled_configs, footprint
 from wan_pipelines.placement import reach
 from wan_pipelines.profile import Profile, checkpoint_folder, list_profiles
 from wan_server.choice import SHORTEST_CLIP_S, abilities
+from wan_server.media import COMBINATIONS
 from wan_server.served import gpu_memory_gib, has_weights, served_profiles, settle
 from wan_server.settings import Settings
 
@@ -53,12 +54,13 @@ def print_models(settings: Settings) -> None:
 def said_abilities(served: tuple[Profile, ...]) -> list[str]:
     """One line for each combination of inputs that the app knows."""
     lines = []
-    for ability in abilities(served):
+    for ability in abilities(served, COMBINATIONS | {frozenset()}):
         models = ", ".join(f"{model} up to {seconds} s" for model, seconds in ability["models"].items())
         behind = f" behind a clip of {SHORTEST_CLIP_S:g} s" if models and "first_clip" in ability["inputs"] else ""
         said = models + behind if models else f"no: {ability['why_not']}"
+        inputs = " + ".join(ability["inputs"]) or "text alone"
         note = f"; {ability['note']}" if "note" in ability else ""
-        lines.append(f"{' + '.join(ability['inputs'])}: {said}{note}")
+        lines.append(f"{inputs}: {said}{note}")
     return lines
 
 
@@ -92,7 +94,9 @@ def verdict(profile: Profile, gpus_gib: list[float], settings: Settings) -> str:
     try:
         counted = footprint(bundled_configs(profile, settings.configs), profile, "bfloat16")
         found = reach(counted, profile, "720P", int(best * GIB), None, settings.placement)
-    except PlacementError:
+    except PlacementError as error:
+        if settings.placement != "auto":
+            return f"no: {error}"
         return f"no: needs a GPU with {profile.gpu_gib_least:.0f} GiB, has {best:.0f} GiB"
     length = f", up to {found.seconds} s" if found.seconds < profile.max_seconds else ""
     return f"yes, {found.placement.mode}{length} ({best:.0f} GiB GPU; {profile.gpu_gib:.0f} GiB would hold all)"

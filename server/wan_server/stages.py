@@ -49,7 +49,9 @@ class Stages:
             files[role] = self._fetch(job, role, url, report.beat).id
         probes = {role: self._examine(role, file_id) for role, file_id in files.items()}
         notes = [note for role, probe in probes.items() for note in media.notes(role, probe)]
-        return {"files": files, "probes": {role: p.to_json() for role, p in probes.items()}, "notes": notes}
+        prepared = {"files": files, "probes": {role: p.to_json() for role, p in probes.items()}, "notes": notes}
+        self._refuse_too_large(job, prepared)
+        return prepared
 
     def prompt(self, job: Job, prepared: dict[str, Any], report: Reporter) -> dict[str, Any]:
         """The prompt that is rendered, extended when asked for and possible."""
@@ -146,6 +148,12 @@ class Stages:
             if is_over(folder.name):
                 self.files.scratch_clear(folder.name)
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _refuse_too_large(self, job: Job, prepared: dict[str, Any]) -> None:
+        """A job for which there is not enough memory ends here. Raises PlacementError, InvalidInput."""
+        plan = self.plan(job, prepared, {"prompt": job.input.get("prompt") or ""})
+        visible = [role for role in prepared["files"] if role in media.VISUAL]
+        self.renderers.of(job.model).place(plan, min(1, len(visible)))
 
     def _fetch(self, job: Job, role: str, url: str, beat: Callable[[], None]) -> FileRecord:
         limit = media.LIMITS[role].max_size

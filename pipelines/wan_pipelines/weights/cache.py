@@ -36,14 +36,21 @@ class PartCache:
         """Parts in memory."""
         return len(self._parts)
 
-    def share(self, source: Source, precision: Precision, device: torch.device, load: Callable[[], M]) -> M:
+    def find(self, source: Source, precision: Precision) -> nn.Module | None:
+        """The part when a model in memory has it, on whatever device that keeps it."""
+        return self._parts.get(_key(source, precision))
+
+    def share(self, source: Source, precision: Precision, load: Callable[[], M]) -> M:
         """The part, from `load` when no model in memory has the same one."""
-        settings = f"{precision.compute} {precision.keep_quantised} {device}"
-        key = f"{fingerprint(source)} {settings}"
+        key = _key(source, precision)
         part = self._parts.get(key)
         if part is None:
             part = self._parts[key] = load()
         return part  # pyright: ignore[reportReturnType]
+
+
+def _key(source: Source, precision: Precision) -> str:
+    return f"{fingerprint(source)} {precision.compute} {precision.keep_quantised}"
 
 
 def fingerprint(source: Source) -> str:

@@ -6,6 +6,7 @@ change, and it works over quantised weights, where fusing rounds once more.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, Protocol, TypeGuard, runtime_checkable
@@ -27,6 +28,7 @@ __all__ = [
     "Mode",
     "Requantisable",
     "apply_loras",
+    "check_loras",
     "find_lora",
     "fit",
     "fuse",
@@ -111,6 +113,17 @@ def find_lora(lora: LoraFile, folder: Path) -> Path | None:
     if len(found) > 1:
         raise CheckpointError(f"{folder}: several files could be {lora.file}: {some(map(str, found.values()))}")
     return next(iter(found.values()), None)
+
+
+def check_loras(profile: Profile, folder: Path, models: Mapping[str, nn.Module]) -> None:
+    """Whether the files of the profile's preset are there, whole, and fit; `models` by expert may be without weights.
+
+    For a refusal before anything large is read. Raises CheckpointError.
+    """
+    for wanted, path in zip(profile.loras, _find_all(profile, folder), strict=True):
+        if wanted.expert not in models:
+            raise CheckpointError(f"{profile.name}: {wanted.file} is for the low-noise expert, but there is only one")
+        fit(read_lora(path), models[wanted.expert])
 
 
 def _find_all(profile: Profile, folder: Path) -> list[Path]:

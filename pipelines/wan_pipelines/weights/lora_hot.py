@@ -35,6 +35,7 @@ class HotLora:
         self.strength = strength
         self._handles: list[RemovableHandle] = []
         sites = [_site(lora, model.get_submodule(path), added) for path, added in _by_module(self.fit).items()]
+        self._sites = [site for site in sites if isinstance(site, _Layer)]
         for site in sites:
             self._handles += site.attach(self)
 
@@ -56,6 +57,16 @@ class HotLora:
             getattr(added, name, None) for added in self.fit.additions.values() for name in ("up", "down", "values")
         )
         return sum(part.nbytes for part in parts if part is not None)
+
+    @property
+    def ready(self) -> list[Tensor]:
+        """The tensors that were brought where the model computes, by the forwards so far."""
+        return [tensor for site in self._sites for tensors in site.ready for tensor in tensors]
+
+    def release(self) -> None:
+        """Leave the device; the next forward comes back by itself."""
+        for site in self._sites:
+            site.ready, site.ready_for = [], None
 
     def remove(self) -> None:
         """Take it off; the model computes what it did before, to the bit. A second call does nothing."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,15 @@ def find_companions(tensors: TensorSet) -> Companions:
 def is_quantised(tensors: TensorSet) -> bool:
     """Whether any weight is stored in another form than floating point of 16 bits or more; reads headers only."""
     return any(dtype in CODES or tensors.packed(name) is not None for name, dtype in tensors.dtypes().items())
+
+
+def stored_bytes(tensors: TensorSet) -> int:
+    """What the tensors take in their files; reads headers only."""
+    shapes, total = tensors.shapes(), 0
+    for name, dtype in tensors.dtypes().items():
+        packed = tensors.packed(name)
+        total += packed.nbytes if packed is not None else prod(shapes[name]) * getattr(torch, dtype).itemsize
+    return total
 
 
 def _owner(name: str) -> str:
