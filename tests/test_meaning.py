@@ -1,4 +1,9 @@
-"""A photograph through HTTP and a look at the MP4: what was given must be seen in it."""
+"""A photograph and a prompt through HTTP, and a look at the MP4: every input must have its effect.
+
+The embedded checkpoint obeys its inputs, so a mask turned round, a last frame that is dropped, a clip that is read
+from the wrong end or a prompt that is not passed on makes one of these tests fail. It does not take over the motion of
+a clip yet.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +22,7 @@ from torch import Tensor
 
 from sdk_input import APP, COMPLETED
 from server_process import ROOT, Server
+from tinywan.flow import mean_flow
 from tinywan.measures import psnr
 
 SAMPLES = ROOT / "configs" / "samples"
@@ -63,6 +69,20 @@ def window(picture: str, left: int, path: Path) -> Path:
     with Image.open(SAMPLES / picture) as image:
         image.crop((left, 100, left + 432, 343)).save(path)
     return path
+
+
+@pytest.mark.parametrize(
+    ("prompt", "move"),
+    [
+        ("The camera pans left.", "pan_left"),
+        ("A cup of coffee on a table, camera pans right", "pan_right"),
+        ("the camera zooms in", "zoom_in"),
+        ("镜头向左平移", "pan_left"),
+        ("一杯咖啡，镜头拉远", "zoom_out"),
+    ],
+)
+def test_the_camera_goes_where_the_prompt_says(video: Video, prompt: str, move: str):
+    assert mean_flow(video(first_frame=SAMPLES / "coffee.jpg", prompt=prompt)).move == move
 
 
 @pytest.mark.parametrize("picture", ["coffee.jpg", "cat.jpg"])
