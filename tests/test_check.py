@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
+from wan_pipelines.errors import CheckpointError
 from wan_pipelines.profile import LoraFile, Profile, load_profile
 from wan_pipelines.tiny import TinySpec, build_tiny
 from wan_pipelines.weights.check import examine, look_deep
@@ -167,21 +168,74 @@ def test_fetched_files_are_held_against_what_the_hub_listed(folder: Path, config
     assert f"{folder / VAE}: is not what acme/mini has (sha256 differs)" in look_deep(folder, lambda size: None)
 
 
+def with_loras(profile: Profile) -> Profile:
+    loras = (LoraFile("acme/loras", "deep/high.safetensors"), LoraFile("acme/loras", "deep/low.safetensors", "low"))
+    return replace(profile, preset="fast", loras=loras)
+
+
+def write_lora(path: Path, *names: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    halves = [f"diffusion_model.blocks.0.self_attn.q.lora_{name}.weight" for name in names]
+    save_file({half: torch.ones(2, 2) for half in halves}, path)
+
+
 def test_the_additions_of_a_preset_belong_to_it(folder: Path, configs: Path, mini: Profile):
-    with_lora = replace(mini, preset="fast", loras=(LoraFile("acme/loras", "deep/high.safetensors"),))
-    assert "loras/high.safetensors is missing" in examine(folder, configs, with_lora).problems[0]
-    (folder / "loras").mkdir()
-    save_file({"a.lora_A.weight": torch.zeros(2, 2)}, folder / "loras/high.safetensors")
-    assert examine(folder, configs, with_lora).problems == ()
+    (problem,) = examine(folder, configs, with_loras(mini)).problems
+    missing = "deep/high.safetensors of acme/loras, deep/low.safetensors of acme/loras"
+    assert problem.startswith(f"for mini: {folder}: missing LoRA files: {missing}; `wanbox weights get mini:fast`")
+    write_lora(folder / "loras/high.safetensors", "down", "up")
+    write_lora(folder / "elsewhere/low.safetensors", "down", "up")
+    report = examine(folder, configs, with_loras(mini))
+    assert (report.serves, report.problems) == (("mini",), ())
+
+
+def test_additions_that_cannot_be_read_are_all_named(folder: Path, configs: Path, mini: Profile):
+    write_lora(folder / "loras/high.safetensors", "down")
+    write_lora(folder / "loras/low.safetensors", "down", "up")
+    rewrite(folder / "loras/low.safetensors", lambda tensors: next(iter(tensors.values())).fill_(float("nan")))
+    (problem,) = examine(folder, configs, with_loras(mini)).problems
+    assert re.search(r"high\.safetensors: .*: the other half of the pair is missing; .*low\.saf.*: holds NaN", problem)
+    write_lora(folder / "other/low.safetensors", "down", "up")
+    (folder / "loras/low.safetensors").rename(folder / "low.safetensors")
+    (problem,) = examine(folder, configs, with_loras(mini)).problems
+    assert "several files could be deep/low.safetensors" in problem
+
+
+def empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def test_weights_of_something_else_serve_nothing(folder: Path, configs: Path):
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    empty(folder)
     save_file({"unet.conv.weight": torch.zeros(2, 2)}, folder / "other.safetensors")
     report = examine(folder, configs)
     assert report.parts[0].kind == "not known"
-    assert report.problems == (f"{folder}: no transformer of a known profile",)
+    (problem,) = report.problems
+    assert problem.startswith(f"{folder}: no transformer of a known profile; {folder / 'other.safetensors'}: no Wan")
+
+
+def test_another_size_is_told_with_its_numbers(folder: Path, configs: Path):
+    rewrite(folder / TRANSFORMER, drop_last_block)
+    (folder / TRANSFORMER).rename(folder.parent / "short.safetensors")
+    empty(folder)
+    (folder.parent / "short.safetensors").rename(folder / "short.safetensors")
+    report = examine(folder, configs)
+    assert report.parts[0].kind.startswith("transformer of another size (width 64, layers 1, input channels 36,")
+    assert "short.safetensors: no known transformer: it has width 64, layers 1" in report.problems[0]
+    assert "known are small-transformer (width 64, layers 2" in report.problems[0]
+
+
+def drop_last_block(tensors: dict[str, torch.Tensor]) -> None:
+    for name in [name for name in tensors if name.startswith("blocks.1.")]:
+        del tensors[name]
+
+
+def test_weights_that_one_brings_are_not_said_to_be_fetched(folder: Path, configs: Path, mini: Profile):
+    own = replace(mini, preset="distilled", own_weights=True)
+    assert examine(folder, configs, own).serves == ("mini",)
+    with pytest.raises(CheckpointError, match="is not there; they are brought by oneself"):
+        examine(folder / "absent", configs, own)
 
 
 def wanbox(configs: Path, data_dir: Path, *words: str) -> Result:

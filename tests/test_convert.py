@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -223,6 +224,18 @@ def test_what_is_quantised_is_not_quantised_again(original: Path, tmp_path: Path
     convert(original, tmp_path / "fp8", "fp8", ignore)
     with pytest.raises(CheckpointError, match="already; convert what it was made from"):
         convert(tmp_path / "fp8", tmp_path / "bf16", "bfloat16", ignore)
+
+
+def test_a_quantised_part_is_copied_when_others_change(original: Path, tmp_path: Path):
+    convert(original, tmp_path / "fp8", "fp8", ignore)
+    source = tmp_path / "mixed"
+    shutil.copytree(original, source)
+    shutil.copy(tmp_path / "fp8" / TRANSFORMER, source / TRANSFORMER)
+    conversion = convert(source, tmp_path / "bf16", "bfloat16", ignore)
+    assert f"{TRANSFORMER}: the transformer is fp8 already; convert what it was made from" in conversion.kept
+    assert (tmp_path / "bf16" / TRANSFORMER).read_bytes() == (source / TRANSFORMER).read_bytes()
+    second = load_file(tmp_path / "bf16" / "transformer_2/diffusion_pytorch_model.safetensors")
+    assert second[MATRIX].dtype is torch.bfloat16
 
 
 def damaged(original: Path, folder: Path, change) -> Path:

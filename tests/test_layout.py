@@ -37,6 +37,7 @@ TORCH_FREE = {
         "activations",
         "vae_layers",
         "vae_memory",
+        "weights.files",
     )
 }
 LONGEST_FILE = 300

@@ -13,7 +13,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import nn
 
-from tiny_checkpoint import CONCAT, ONE_PICTURE, TWO_EXPERTS, VACE
+from tiny_checkpoint import CONCAT, ONE_PICTURE, TWO_EXPERTS, VACE, folder_configs
 from wan_pipelines import fitting
 from wan_pipelines.activations import Sample, denoise_bytes
 from wan_pipelines.clip_vision import embed_pictures
@@ -21,7 +21,7 @@ from wan_pipelines.conditioning import Conditioning, condition_video
 from wan_pipelines.denoise import Guidance, denoise
 from wan_pipelines.errors import PlacementError
 from wan_pipelines.fitting import Job, fit
-from wan_pipelines.footprint import count_part, folder_configs, footprint
+from wan_pipelines.footprint import count_part, footprint
 from wan_pipelines.load import load_checkpoint
 from wan_pipelines.offload import Keeper, blocks_of, measure, parts_of, put, to_fp8
 from wan_pipelines.placement import HOST_RESERVE, choose, largest_plan

@@ -13,7 +13,7 @@ from diffusers.models.transformers.transformer_wan_vace import WanVACETransforme
 from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
 from live_memory import LiveMemory, fused_as_on_cuda
-from tiny_checkpoint import CONFIGS, OLD_VAE, ONE_PICTURE, TI2V, TWO_EXPERTS, TWO_PICTURES, VACE
+from tiny_checkpoint import CONFIGS, OLD_VAE, ONE_PICTURE, TI2V, TWO_EXPERTS, TWO_PICTURES, VACE, folder_configs
 from wan_pipelines import vae as vae_module
 from wan_pipelines.activations import Sample, block_phases, denoise_bytes, image_bytes, text_bytes
 from wan_pipelines.clip_vision import embed_pictures
@@ -24,7 +24,6 @@ from wan_pipelines.footprint import (
     Part,
     bundled_configs,
     count_part,
-    folder_configs,
     footprint,
     transformer_weights,
 )

@@ -42,11 +42,14 @@ def open_model(model: str, tiny: Callable[[TinySpec], TinyModel]) -> tuple[Rende
     [
         ("wan2.2-i2v-a14b", 15 * 2, 25 * 2, True),
         ("wan2.2-i2v-a14b:fast", 2, 2, False),
+        ("wan2.2-i2v-a14b:distilled", 2, 2, False),
         ("wan2.2-t2v-a14b", 26 * 2, 14 * 2, True),
         ("wan2.2-t2v-a14b:fast", 2, 2, False),
+        ("wan2.2-t2v-a14b:distilled", 2, 2, False),
         ("wan2.2-ti2v-5b", 50 * 2, 0, True),
         ("wan2.1-i2v-14b-720p", 40 * 2, 0, True),
         ("wan2.1-i2v-14b-720p:fast", 4, 0, False),
+        ("wan2.1-i2v-14b-720p:distilled", 4, 0, False),
     ],
 )
 def test_forwards_of_each_expert(tiny, tmp_path, model, high, low, negative_used):
@@ -61,9 +64,10 @@ def test_forwards_of_each_expert(tiny, tmp_path, model, high, low, negative_used
     assert report.negative_used is negative_used
 
 
-@pytest.mark.parametrize("model", ["wan2.2-i2v-a14b:fast", "wan2.2-t2v-a14b:fast", "wan2.1-i2v-14b-720p:fast"])
-def test_fast_runs_at_the_timesteps_of_its_distillation(tiny, model):
-    _, plan = open_model(model, tiny)
+@pytest.mark.parametrize("model", ["wan2.2-i2v-a14b", "wan2.2-t2v-a14b", "wan2.1-i2v-14b-720p"])
+@pytest.mark.parametrize("preset", ["fast", "distilled"])
+def test_distilled_models_run_at_the_timesteps_of_its_distillation(tiny, model, preset):
+    _, plan = open_model(f"{model}:{preset}", tiny)
     assert plan.sampler == "euler"
     assert make_sampler(plan.sampler, plan.sigmas).timesteps == pytest.approx(DISTILLED, abs=1e-3)
 

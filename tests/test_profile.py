@@ -129,6 +129,7 @@ def test_a_preset_replaces_what_it_names(tmp_path):
         ("sigmas = [1.0, 0.5]", "sigmas = []", "presets.fast.sigmas: .*at least 1"),
         ("sigmas = [1.0, 0.5]", "sigmas = [1.0, 0.5]\nsteps = 2", "steps, sigmas: only one"),
         ('file = "folder/c.safetensors"', "", "presets.fast.loras.0.file: is missing"),
+        ("[presets.fast]", "own_weights = true\n[presets.fast]", "own_weights: belongs into a table"),
         ("[presets.fast]", "[presets.quality]", "presets.quality: stands at the top level"),
     ],
 )

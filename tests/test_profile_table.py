@@ -1,13 +1,13 @@
 """Every sampling number of every profile, written out once more by hand, so that a wrong one cannot slip in.
 
-The numbers are those of the original repositories (Wan-Video/Wan2.1, Wan-Video/Wan2.2) and, for "fast", of
-ModelTC/LightX2V. The parameter counts are those of the published checkpoints.
+The numbers are those of the original repositories (Wan-Video/Wan2.1, Wan-Video/Wan2.2) and, for "fast" and
+"distilled", of ModelTC/LightX2V. The parameter counts are those of the published checkpoints.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import diffusers
@@ -42,12 +42,15 @@ class Row:
 TABLE = {
     "wan2.2-i2v-a14b": Row("unipc", 5, 40, (3.5, 3.5), 0.9, 16, 81, (*HD, *SD)),
     "wan2.2-i2v-a14b:fast": Row("euler", 5, 4, (1, 1), 0.9, 16, 81, (*HD, *SD)),
+    "wan2.2-i2v-a14b:distilled": Row("euler", 5, 4, (1, 1), 0.9, 16, 81, (*HD, *SD)),
     "wan2.2-t2v-a14b": Row("unipc", 12, 40, (4, 3), 0.875, 16, 81, (*HD, *SD)),
     "wan2.2-t2v-a14b:fast": Row("euler", 5, 4, (1, 1), 0.875, 16, 81, (*HD, *SD)),
+    "wan2.2-t2v-a14b:distilled": Row("euler", 5, 4, (1, 1), 0.875, 16, 81, (*HD, *SD)),
     "wan2.2-ti2v-5b": Row("unipc", 5, 50, (5, 5), None, 24, 121, ("1280x704", "704x1280")),
     "wan2.2-s2v-14b": Row("unipc", 3, 40, (4.5, 4.5), None, 16, 80, S2V),
     "wan2.1-i2v-14b-720p": Row("unipc", 5, 40, (5, 5), None, 16, 81, HD),
     "wan2.1-i2v-14b-720p:fast": Row("euler", 5, 4, (1, 1), None, 16, 81, HD),
+    "wan2.1-i2v-14b-720p:distilled": Row("euler", 5, 4, (1, 1), None, 16, 81, HD),
     "wan2.1-flf2v-14b-720p": Row("unipc", 16, 50, (5, 5), None, 16, 81, HD),
     "wan2.1-vace-14b": Row("unipc", 16, 50, (5, 5), None, 16, 81, (*HD, *SD)),
     "wan2.1-vace-1.3b": Row("unipc", 16, 50, (5, 5), None, 16, 81, SD),
@@ -57,8 +60,10 @@ TABLE = {
 SPLITS = {
     "wan2.2-i2v-a14b": (15, 40),
     "wan2.2-i2v-a14b:fast": (2, 4),
+    "wan2.2-i2v-a14b:distilled": (2, 4),
     "wan2.2-t2v-a14b": (26, 40),
     "wan2.2-t2v-a14b:fast": (2, 4),
+    "wan2.2-t2v-a14b:distilled": (2, 4),
 }
 SHARED_NEGATIVE = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
@@ -86,6 +91,10 @@ LORAS = {
     "wan2.1-i2v-14b-720p:fast": [
         ("high", "lightx2v/Wan2.1-Distill-Loras", "wan2.1_i2v_lora_rank64_lightx2v_4step"),
     ],
+    # these have it inside
+    "wan2.2-i2v-a14b:distilled": [],
+    "wan2.2-t2v-a14b:distilled": [],
+    "wan2.1-i2v-14b-720p:distilled": [],
 }
 #: inputs, needed ones, text alone, CLIP pictures
 TAKES = {
@@ -152,8 +161,15 @@ def test_distilled_weights_and_their_noise_levels(name: str):
     profile = model(name)
     found = [(lora.expert, lora.repository, lora.file.removesuffix(".safetensors")) for lora in profile.loras]
     assert found == LORAS[name]
-    assert {lora.strength for lora in profile.loras} == {1.0}
+    assert {lora.strength for lora in profile.loras} <= {1.0}
+    assert profile.own_weights == (not found)
     assert [1000 * sigma for sigma in plan_sigmas(profile)] == pytest.approx(DISTILLED)
+
+
+@pytest.mark.parametrize("name", [name for name in LORAS if name.endswith(":distilled")])
+def test_distilled_weights_have_the_numbers_of_fast_without_its_additions(name: str):
+    fast = model(name.replace(":distilled", ":fast"))
+    assert replace(fast, preset="distilled", loras=(), own_weights=True) == model(name)
 
 
 @pytest.mark.parametrize("name", SPLITS)

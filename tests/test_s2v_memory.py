@@ -9,9 +9,9 @@ import torch
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from live_memory import LiveMemory, fused_as_on_cuda
-from tiny_checkpoint import CONFIGS, S2V
+from tiny_checkpoint import CONFIGS, S2V, folder_configs
 from wan_pipelines.activations import Sample, denoise_bytes
-from wan_pipelines.footprint import count_part, folder_configs, footprint
+from wan_pipelines.footprint import count_part, footprint
 from wan_pipelines.load import load_checkpoint
 from wan_pipelines.offload import parts_of
 from wan_pipelines.s2v.memory import known_tokens, wav2vec2_bytes

@@ -16,10 +16,10 @@ from server_process import Server, running_server
 from wan_pipelines.errors import ProfileError
 from wan_pipelines.footprint import bundled_configs, footprint
 from wan_pipelines.placement import reach
-from wan_pipelines.profile import load_profile, load_served
+from wan_pipelines.profile import find_config_dir, load_profile, load_served
 from wan_server import served
 from wan_server.served import AUTO_CHOICES, has_weights, served_profiles, settle
-from wan_server.settings import Settings, SettingsError, find_config_dir
+from wan_server.settings import Settings, SettingsError
 
 CONFIGS = find_config_dir()
 APP = "alibaba/wan-2-7-i2v"
@@ -105,14 +105,23 @@ def test_auto_names_profiles_that_fit(name: str, gib: float) -> None:
         "wan2.2_i2v_high_noise_14B_fp8_scaled.safetensors",
         "wan2.2-i2v-high-Q4_K_M.gguf",
         "Wan2.1_VAE.pth",
+        "split_files/diffusion_models/wan2.2_i2v_high_noise_14B_fp16.safetensors",
+        "a/b/c/HIGH.SAFETENSORS",
     ],
 )
 def test_weights_of_any_layout_count(tmp_path: Path, path: str) -> None:
     profile = load_profile("wan2.2-i2v-a14b", CONFIGS)
     assert not has_weights(profile, tmp_path / "absent")
-    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / path).touch()
     assert has_weights(profile, tmp_path)
+
+
+@pytest.mark.parametrize("path", ["a/b/c/d/deep.safetensors", ".cache/half.safetensors", "notes.txt"])
+def test_what_the_loader_does_not_see_does_not_count(tmp_path: Path, path: str) -> None:
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / path).touch()
+    assert not has_weights(load_profile("wan2.2-i2v-a14b", CONFIGS), tmp_path)
 
 
 def test_a_preset_needs_its_additions_too(tmp_path: Path) -> None:
@@ -123,7 +132,13 @@ def test_a_preset_needs_its_additions_too(tmp_path: Path) -> None:
     assert not has_weights(fast, tmp_path)
     (tmp_path / "a.safetensors").touch()
     assert has_weights(fast, tmp_path)
-    fast.loras[1].path_in(tmp_path).unlink()
+    low = fast.loras[1].path_in(tmp_path)
+    low.rename(tmp_path / low.name)
+    assert has_weights(fast, tmp_path)
+    (tmp_path / "a.safetensors").unlink()
+    assert not has_weights(fast, tmp_path), "the additions are no weights, wherever they lie"
+    (tmp_path / "a.safetensors").touch()
+    (tmp_path / low.name).unlink()
     assert not has_weights(fast, tmp_path)
 
 

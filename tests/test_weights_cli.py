@@ -239,7 +239,7 @@ def test_somebody_elses_folder_is_left_alone(box: Box, site: HubSite):
     """Such as a converted one: its shards have other names and sizes, and mixing them would ruin it."""
     box.folder.mkdir(parents=True)
     (box.folder / "model_index.json").write_bytes(b"mine")
-    assert box.plan().is_done
+    assert (box.plan().is_done, box.plan().is_foreign) == (True, True)
     box.get(PROFILE.with_preset("fast"))
     assert sorted(box.files()) == ["loras/high.safetensors", "model_index.json"]
     assert box.plan(PROFILE.with_preset("fast")).is_done
@@ -276,7 +276,7 @@ def test_a_damaged_cache_is_not_trusted(box: Box, site: HubSite, tmp_path: Path)
 
 
 def test_offline_without_a_cache_is_one_line(box: Box):
-    with pytest.raises(CheckpointError, match=f"{NAME} is not complete in the offline cache"):
+    with pytest.raises(CheckpointError, match=f"{NAME} is not in the offline cache"):
         replace(box, hub=replace(box.hub, offline=True)).plan()
 
 
@@ -338,6 +338,21 @@ def test_every_profile_knows_where_its_weights_are(profile: Profile):
         assert len(targets) == len(profile.presets[preset].loras)
 
 
+def test_only_what_the_loader_reads_is_fetched(box: Box, site: HubSite):
+    files = site.repositories[NAME].files
+    files["vae/diffusion_pytorch_model.bin"] = files.pop("vae/model.safetensors")
+    with pytest.raises(CheckpointError, match=r"has no vae/\*\.safetensors$"):
+        box.plan()
+
+
+def test_weights_that_are_distilled_already_are_brought_by_oneself(box: Box, site: HubSite):
+    distilled = replace(PROFILE, presets={"distilled": Preset(sigmas=(1.0, 0.5), own_weights=True)})
+    message = rf"large:distilled: {NAME} does not have these weights, they are brought by oneself; docs/weights\.md"
+    with pytest.raises(CheckpointError, match=message):
+        box.plan(distilled.with_preset("distilled"))
+    assert site.log == []
+
+
 def test_a_layout_without_a_repository_is_refused(box: Box):
     with pytest.raises(CheckpointError, match="no repository in the original layout"):
         box.plan(replace(PROFILE, original_repository=None), "original")
@@ -376,6 +391,19 @@ def test_the_command_downloads_and_says_when_there_is_nothing_to_do(tmp_path: Pa
     assert (tmp_path / "data/weights/large" / SHARD).read_bytes() == diffusers_files()[SHARD]
     again = wanbox(tmp_path, "get", "large", HF_ENDPOINT=site.url)
     assert "everything is there already" in again.stdout
+
+
+def test_the_command_says_what_it_leaves_alone_and_what_cannot_run(tmp_path: Path, site: HubSite):
+    folder = tmp_path / "data/weights/large"
+    folder.mkdir(parents=True)
+    (folder / "model_index.json").write_bytes(b"mine")
+    left = wanbox(tmp_path, "get", "large", HF_ENDPOINT=site.url)
+    assert (left.returncode, left.stdout) == (0, f"{folder}: not fetched by wanbox, left as it is\n")
+    (folder / "model_index.json").unlink()
+    (tmp_path / "configs/models/deaf.toml").write_text(f'{PROFILE_TOML}cannot_run = "it has no ears"\n')
+    asked = wanbox(tmp_path, "get", "deaf", answer="n\n", HF_ENDPOINT=site.url)
+    assert asked.returncode == 1, asked.stderr
+    assert asked.stdout.index("cannot run yet: it has no ears") < asked.stdout.index("Download?")
 
 
 def test_the_command_is_clear_about_refusals(tmp_path: Path, site: HubSite):

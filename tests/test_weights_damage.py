@@ -55,13 +55,18 @@ def fails(folder: Path, config_dir: Path) -> str:
     return str(caught.value)
 
 
+def unread(folder: Path) -> str:
+    """How an error begins that names a file which cannot be read."""
+    return f"{folder}: no transformer found; cannot be read: "
+
+
 @pytest.mark.parametrize("name", CONTAINERS)
 @pytest.mark.parametrize("share", [0.98, 0.5, 0.001])
 def test_truncated(state, config_dir, tmp_path, name, share):
     files.TRANSFORMER_FORMATS[name](state, tmp_path)
     path = written(tmp_path)[-1]
     os.truncate(path, int(path.stat().st_size * share))
-    assert fails(tmp_path, config_dir).startswith(f"{path}: Unable to load weights: ")
+    assert fails(tmp_path, config_dir).startswith(f"{unread(tmp_path)}{path}: Unable to load weights: ")
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth", "gguf"])
@@ -69,7 +74,7 @@ def test_truncated(state, config_dir, tmp_path, name, share):
 def test_something_else_under_the_name(config_dir, tmp_path, suffix, content):
     path = tmp_path / f"wan.{suffix}"
     path.write_bytes(content)
-    assert fails(tmp_path, config_dir).startswith(f"{path}: Unable to load weights: ")
+    assert fails(tmp_path, config_dir).startswith(f"{unread(tmp_path)}{path}: Unable to load weights: ")
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
@@ -160,7 +165,9 @@ def test_pickle_with_code_is_refused_and_not_run(state, config_dir, tmp_path, su
     bad: dict[str, Any] = {**state, "payload": Payload(tmp_path / "proof")}
     torch.save(bad, path, _use_new_zipfile_serialization=zipped)
     message = fails(path.parent, config_dir)
-    assert message.startswith(f"{path}: holds Python objects besides tensors, which are never run: ")
+    assert message.startswith(
+        f"{unread(path.parent)}{path}: holds Python objects besides tensors, which are never run: "
+    )
     assert "write_text" in message or "getattr" in message
     assert not (tmp_path / "proof").exists()
 
@@ -181,7 +188,7 @@ def test_pickle_in_torch_s_old_layout_is_read(state, config_dir, tmp_path):
 )
 def test_pickle_of_something_else(config_dir, tmp_path, content, message):
     torch.save(content, tmp_path / "wan.pth")
-    assert fails(tmp_path, config_dir) == f"{tmp_path / 'wan.pth'}: {message}"
+    assert fails(tmp_path, config_dir) == f"{unread(tmp_path)}{tmp_path / 'wan.pth'}: {message}"
 
 
 def test_a_key_in_two_shards(state, config_dir, tmp_path):

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import weight_files as files
-from tiny_checkpoint import ONE_PICTURE, S2V, TEXT, TI2V, TWO_EXPERTS, TWO_PICTURES, TinyModel
+from tiny_checkpoint import CONFIGS, ONE_PICTURE, S2V, TEXT, TI2V, TWO_EXPERTS, TWO_PICTURES, TinyModel
 from wan_pipelines.errors import CheckpointError
 from wan_pipelines.load import PartCache, Precision, load_checkpoint
+from wan_pipelines.profile import load_profile
 from wan_pipelines.weights.folder import expert_of, scan
 from wan_pipelines.weights.quantised import QuantisedLinear
 
@@ -75,7 +76,7 @@ def test_experts_take_their_roles_from_names(comfy):
         (("high", "b"), "cannot tell which"),
         (("high_a", "high_b"), "cannot tell which"),
         (("high", "low", "low_b"), "cannot tell which"),
-        (("high",), "two transformers are needed, 1 found only .*high.safetensors"),
+        (("high",), "two transformers are needed, 1 found; there is .*high.safetensors"),
     ],
 )
 def test_experts_that_cannot_be_told_apart_are_refused(comfy, names, message):
@@ -135,7 +136,9 @@ def test_another_model_than_the_profile_s_is_refused(tiny, comfy):
     model, folder, config_dir = comfy(TWO_PICTURES)
     shutil.copy(tiny(TI2V).folder / "transformer/config.json", config_dir / "architectures/wanted.json")
     profile = replace(model.profile, architecture="wanted")
-    with pytest.raises(CheckpointError, match=r"no transformer found only .*wan\.safetensors \(small-transformer\)"):
+    with pytest.raises(
+        CheckpointError, match=r"no transformer of wanted found; there is .*wan\.safetensors \(small-transformer\)"
+    ):
         load_checkpoint(profile, folder, CPU, None, config_dir=config_dir)
     with pytest.raises(CheckpointError, match="transformer: is not wanted: it has input channels 36 instead of 16"):
         load_checkpoint(profile, model.folder, CPU, None, config_dir=config_dir)
@@ -188,6 +191,37 @@ def test_a_foreign_file_is_named_when_something_is_missing(comfy):
         CheckpointError, match=r"no VAE found; not known: .*taehv\.safetensors: no Wan model, .*net\.weight"
     ):
         load_checkpoint(model.profile, folder, CPU, None, config_dir=config_dir)
+
+
+def test_a_stray_pickle_of_objects_is_passed_over_and_named_when_something_is_missing(comfy):
+    model, folder, config_dir = comfy(TEXT)
+    torch.save({"optimizer": CPU, "state": Path("x")}, folder / "optimizer.pt")
+    load_checkpoint(model.profile, folder, CPU, None, config_dir=config_dir)
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(CheckpointError, match=r"no VAE found; cannot be read: .*optimizer\.pt: holds Python objects"):
+        load_checkpoint(model.profile, folder, CPU, None, config_dir=config_dir)
+
+
+def test_experts_of_another_architecture_are_all_listed(tiny, comfy):
+    model, folder, config_dir = comfy(TWO_EXPERTS)
+    shutil.copy(tiny(TI2V).folder / "transformer/config.json", config_dir / "architectures/wanted.json")
+    profile = replace(model.profile, architecture="wanted")
+    message = r"two transformers of wanted are needed, 0 found; there are .* \(small-transformer\), .* \(small-tr"
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(profile, folder, CPU, None, config_dir=config_dir)
+
+
+def test_an_empty_folder_says_where_weights_come_from(tiny, tmp_path):
+    profile = tiny(TEXT).profile
+    with pytest.raises(CheckpointError, match=r"model_index\.json is missing: .*, and no other$"):
+        load_checkpoint(profile, tmp_path, CPU, None)
+    large = load_profile("wan2.2-i2v-a14b", CONFIGS)
+    with pytest.raises(
+        CheckpointError, match=r"no other; `wanbox weights get wan2\.2-i2v-a14b` fetches it; docs/weigh"
+    ):
+        load_checkpoint(large, tmp_path, CPU, None)
+    with pytest.raises(CheckpointError, match=r"no other; they are brought by oneself, as docs/weights\.md says"):
+        load_checkpoint(large.with_preset("distilled"), tmp_path / "absent", CPU, None)
 
 
 def test_links_into_a_cache_are_followed(comfy, tmp_path):

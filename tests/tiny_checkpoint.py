@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -59,6 +61,11 @@ def small_profile(spec: TinySpec) -> Profile:
         guidance_high=3.5,
         guidance_low=3.5,
     )
+
+
+def folder_configs(folder: Path) -> dict[str, dict[str, Any]]:
+    """The configs of a checkpoint in diffusers layout, by part; empty when it is in no such layout."""
+    return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/config.json")}
 
 
 def small_plan(profile: Profile, **changes) -> RenderPlan:

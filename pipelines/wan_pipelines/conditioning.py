@@ -62,10 +62,6 @@ class Conditioning:
         }
         return {name: tensor.to(dtype) for name, tensor in options.items() if tensor is not None}
 
-    def to(self, device: torch.device) -> Conditioning:
-        """The same on another device."""
-        return Conditioning(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
-
     def tensors(self) -> dict[str, Tensor]:
         """The fields that are set, by name."""
         fields = {name: getattr(self, name) for name in self.__slots__}

@@ -136,12 +136,6 @@ def bundled_configs(profile: Profile, config_dir: Path) -> dict[str, Config]:
     return {"transformer": transformer, **{part: _read(folder / f"{stem}.json") for part, stem in stems.items()}}
 
 
-def folder_configs(folder: Path) -> dict[str, Config]:
-    """The configs of a checkpoint in diffusers layout. Raises PlacementError."""
-    found = {part: folder / part / "config.json" for part in PARTS}
-    return {part: _read(path) for part, path in found.items() if path.is_file()}
-
-
 def count_part(name: str, config: Config, dtype: str, *, fp8: bool = False) -> Part:
     """The part `name` with this config. Raises PlacementError for a name or a class that is unknown."""
     if name in _EXACT:

@@ -29,6 +29,7 @@ from wan_pipelines.weights.cache import PartCache
 from wan_pipelines.weights.diffusers_folder import INDEX, TRANSFORMERS, looks_like_one, read_sources
 from wan_pipelines.weights.folder import Found, scan
 from wan_pipelines.weights.kinds import differences, read_config, traits_of_config
+from wan_pipelines.weights.wanted import hint
 
 __all__ = ["Checkpoint", "PartCache", "Precision", "ensure_checkpoint", "load_checkpoint", "silence_progress_bars"]
 
@@ -137,8 +138,12 @@ def find_parts(profile: Profile, folder: Path, config_dir: Path | None) -> tuple
         return folder / "tokenizer", read_sources(profile, folder)
     contents = scan(folder, config_dir) if folder.is_dir() else None
     if contents is None or not (contents.found or contents.foreign):
-        raise CheckpointError(f"{folder / INDEX} is missing: no checkpoint in diffusers layout there, and no other")
-    experts = contents.experts(profile.boundary is not None, lambda found: _is_of(profile, found))
+        raise CheckpointError(
+            f"{folder / INDEX} is missing: no checkpoint in diffusers layout there, and no other{hint(profile)}"
+        )
+    experts = contents.experts(
+        profile.boundary is not None, lambda found: _is_of(profile, found), of=profile.architecture
+    )
     latents = experts[0].config["out_channels"]
     found = {
         **dict(zip(TRANSFORMERS, experts, strict=False)),

@@ -7,6 +7,7 @@ their authors publish. It knows nothing of a request: `plan.make_plan` joins the
 from __future__ import annotations
 
 import json
+import sys
 import tomllib
 from dataclasses import field, fields, replace
 from itertools import pairwise
@@ -62,6 +63,7 @@ class Preset:
     guidance_high: Annotated[float | None, Field(ge=1)] = None
     guidance_low: Annotated[float | None, Field(ge=1)] = None
     loras: tuple[LoraFile, ...] = ()
+    own_weights: bool | None = None
 
     @model_validator(mode="after")
     def _check_together(self) -> Preset:
@@ -110,6 +112,8 @@ class Profile:
     presets: dict[str, Preset] = field(default_factory=dict)
     #: low-rank additions of the preset
     loras: tuple[LoraFile, ...] = ()
+    #: the numbers of the preset are for other weights than those of the repositories, which one brings oneself
+    own_weights: bool = False
     #: inputs that it cannot do without, besides a picture or clip to begin with
     needs: tuple[Role, ...] = ()
     #: it also makes a video from the prompt alone
@@ -205,6 +209,12 @@ class Profile:
         return replace(self, preset=name, **given)
 
 
+def find_config_dir() -> Path:
+    """The `configs` folder of the checkout, or the one installed under the prefix."""
+    checkout = Path(__file__).resolve().parents[2] / "configs"
+    return checkout if checkout.is_dir() else Path(sys.prefix) / "share" / "wanbox" / "configs"
+
+
 def load_profile(name: str, config_dir: Path) -> Profile:
     """The profile in `config_dir/models/<name>.toml`. Raises ProfileError naming the file and the key."""
     path = config_dir / "models" / f"{name}.toml"
@@ -238,7 +248,7 @@ def _parse(path: Path) -> Profile:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         if "name" in data:
             raise ProfileError(f"{path}: name: is the file's own name and is not written in it")
-        if mixed := sorted({"preset", "sigmas", "loras"} & set(data)):
+        if mixed := sorted({"preset", "sigmas", "loras", "own_weights"} & set(data)):
             raise ProfileError(f"{path}: {', '.join(mixed)}: belongs into a table [presets.<name>]")
         # as JSON, because tables become dataclasses and arrays tuples there although types are strict
         return TypeAdapter(Profile).validate_json(json.dumps({**data, "name": path.stem}, default=str))

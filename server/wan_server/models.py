@@ -74,6 +74,8 @@ def takes(profile: Profile) -> str:
 def installed(profile: Profile, folder: Path) -> str:
     """Whether the weights lie in `folder`, where the worker looks for them."""
     is_there = has_weights(profile, folder)
+    if profile.own_weights:
+        return "bring your own" + (f"; weights are in {folder}" if is_there else "")
     if profile.weights_from == "repository":
         size = profile.disk_gb + sum(lora.disk_gb for lora in profile.loras)
         return "yes" if is_there else f"no: wanbox weights get {profile.served_as} ({size:.0f} GB)"

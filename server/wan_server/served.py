@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from wan_pipelines.profile import LORA_FOLDER, Profile, checkpoint_folder, load_profile, load_served
+from wan_pipelines.weights.files import lora_candidates, weight_files
 from wan_server.settings import Settings, SettingsError
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,6 @@ AUTO: Final = "auto"
 AUTO_CHOICES: Final = (("wan2.2-i2v-a14b", 78.0), ("wan2.2-ti2v-5b", 23.5))
 #: needs no GPU and ships with wanbox
 AUTO_FALLBACK: Final = "tiny"
-WEIGHT_FILES: Final = frozenset({".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".gguf"})
 SMI_TIMEOUT_S: Final = 10
 
 
@@ -72,13 +72,13 @@ def auto_model(settings: Settings) -> str:
 
 
 def has_weights(profile: Profile, folder: Path) -> bool:
-    """Whether weights of any layout lie in the folder, with the low-rank additions of the preset."""
+    """Whether weights of any layout lie where the loader looks, with the low-rank additions of the preset."""
     if profile.weights_from == "random":
         return True
-    files = [path for path in (*folder.glob("*"), *folder.glob("*/*")) if path.suffix in WEIGHT_FILES]
-    names = {path.name for path in files}
-    additions = all(Path(lora.file).name in names for lora in profile.loras)
-    return additions and any(path.parent.name != LORA_FOLDER for path in files)
+    loras = [lora_candidates(lora, folder) for lora in profile.loras]
+    passed_over = {path for paths in loras for path in paths}
+    weights = (path for path in weight_files(folder) if path.parent.name != LORA_FOLDER and path not in passed_over)
+    return all(loras) and any(weights)
 
 
 def gpu_memory_gib() -> list[float]:

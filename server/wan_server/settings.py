@@ -6,7 +6,6 @@ An unknown `WANBOX_` variable or a bad value stops the start with a line that na
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydantic import Field, HttpUrl, ValidationError, ValidationInfo, field_vali
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from wan_pipelines.placement import WISHES
+from wan_pipelines.profile import find_config_dir
 
 PREFIX = "WANBOX_"
 #: variables of the test suite, not settings
@@ -200,9 +200,3 @@ def _line(error: Any) -> str:
         name, colon, rest = message.partition(":")
         return f"{PREFIX}{name.upper()}{colon}{rest}"
     return f"{PREFIX}{str(error['loc'][0]).upper()}: {message} (got {error['input']!r})"
-
-
-def find_config_dir() -> Path:
-    """The `configs` folder of the checkout, or the one installed under the prefix."""
-    checkout = Path(__file__).resolve().parents[2] / "configs"
-    return checkout if checkout.is_dir() else Path(sys.prefix) / "share" / "wanbox" / "configs"

@@ -68,7 +68,7 @@ def get(
         hub = Hub()
         download = plan_download(profile, layout.value if layout else None, folder, hub)
         if download.is_done:
-            typer.echo(f"{folder}: everything is there already ({_gb(download.total)})")
+            typer.echo(f"{folder}: {_why_done(download)}")
             return
         _show(profile, download, hub.endpoint)
         if download.bytes_to_write <= download.bytes_free and not (yes or typer.confirm("Download?")):
@@ -142,6 +142,14 @@ def _place(what: str, settings: Settings) -> tuple[Path, Profile | None]:
     return checkpoint_folder(profile, settings.weights, settings.configs), profile
 
 
+def _why_done(download: Download) -> str:
+    """Why there is nothing to fetch."""
+    if not download.is_foreign:
+        return f"everything is there already ({_gb(download.total)})"
+    loras = f"; the LoRA files of the preset are there ({_gb(download.total)})" if download.listings else ""
+    return f"not fetched by wanbox, left as it is{loras}"
+
+
 def _show(profile: Profile, download: Download, endpoint: str) -> None:
     """What a person wants to know before 100 GB arrive."""
     preset = "" if profile.preset == QUALITY else f", preset {profile.preset}"
@@ -151,6 +159,8 @@ def _show(profile: Profile, download: Download, endpoint: str) -> None:
         size = _gb(sum(file.size for file in listing.files))
         typer.echo(f"  {listing.repository} @ {listing.revision[:12]}: {size}, licence {licence}")
     typer.echo(f"  licence of the profile: {profile.licence}")
+    if profile.cannot_run:
+        typer.secho(f"  cannot run yet: {profile.cannot_run}", fg="yellow")
     typer.echo(f"  into {download.folder}{'' if download.layout else ' (what is there stays)'}")
     found = sum(item.file.size for item in download.missing if item.found)
     here = download.total - download.bytes_to_load

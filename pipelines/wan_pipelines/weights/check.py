@@ -1,12 +1,13 @@
 """What lies in a folder of weights: its parts, the profiles that it serves, what is missing or broken.
 
-`examine` reads headers only, and goes on where the loader would stop: everything that is wrong is listed at once.
+`examine` reads headers, and the LoRA files of a preset. It goes on where the loader would stop: everything that is
+wrong is listed at once.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +15,15 @@ from wan_pipelines.errors import CheckpointError
 from wan_pipelines.load import check_parts, find_parts
 from wan_pipelines.profile import Profile, list_profiles
 from wan_pipelines.weights.assemble import Source, check_names
-from wan_pipelines.weights.convert_plan import check_shards, group_files, title
 from wan_pipelines.weights.disk import size_of
-from wan_pipelines.weights.kinds import Kind, detect, part_of, read_config, some
+from wan_pipelines.weights.files import by_model, check_shards, find_lora, is_weight_file, weight_files, where
+from wan_pipelines.weights.keys import title
+from wan_pipelines.weights.kinds import Kind, describe, detect, measure, part_of, read_config, some
+from wan_pipelines.weights.lora_file import read_lora
 from wan_pipelines.weights.quantised import is_finite
 from wan_pipelines.weights.receipt import matches, read_receipt
 from wan_pipelines.weights.tensors import TensorSet, open_tensors
+from wan_pipelines.weights.wanted import hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +62,23 @@ def examine(place: Path, config_dir: Path, profile: Profile | None = None) -> Re
     Raises CheckpointError when there is nothing at `place`.
     """
     if not place.exists():
-        more = f"; `wanbox weights get {profile.name}` fetches it" if profile else ""
-        raise CheckpointError(f"{place} is not there{more}")
-    parts, kinds, problems = [], set(), []
-    for paths in group_files(place):
+        raise CheckpointError(f"{place} is not there{hint(profile) if profile else ''}")
+    parts, kinds, unknown, problems = [], set(), [], []
+    for paths in _models(place):
         try:
             check_shards(paths)
             tensors = open_tensors(paths)
-            kind = _kind(tensors, config_dir)
-            parts.append(_part(place, paths, tensors, kind))
-            if isinstance(kind, Kind) and kind.part != "lora":
+            try:
+                kind = detect(tensors.shapes(), tensors.dtypes(), config_dir)
+            except CheckpointError as error:
+                unknown.append(f"{where(paths)}: {error}")
+                parts.append(_part(place, paths, tensors, _roughly(tensors)))
+                continue
+            parts.append(_part(place, paths, tensors, _words(kind)))
+            if kind.part != "lora":
                 kinds.add(kind.architecture)
-                where = paths[0] if len(paths) == 1 else paths[0].parent
-                check_names(Source(kind.part, where, read_config(kind.architecture, config_dir), tensors))
+                config = read_config(kind.architecture, config_dir)
+                check_names(Source(kind.part, where(paths), config, tensors))
         except CheckpointError as error:
             problems.append(str(error))
     if place.is_file():
@@ -80,14 +88,16 @@ def examine(place: Path, config_dir: Path, profile: Profile | None = None) -> Re
     failures = {candidate.name: _failure(candidate, place, config_dir) for candidate in wanted}
     serves = tuple(name for name, failure in failures.items() if failure is None)
     if not serves:
-        problems += _untold(failures, problems) or ([] if problems else [f"{place}: no transformer of a known profile"])
+        problems += _untold(failures, problems)
+    if not (serves or problems):
+        problems = ["; ".join([f"{place}: no transformer of a known profile", *unknown])]
     return Report(tuple(parts), serves, tuple(problems))
 
 
 def look_deep(place: Path, on_bytes: Callable[[int], None]) -> list[str]:
     """Read everything: values that are not finite, and files that are no longer what the hub listed."""
     problems = []
-    for paths in group_files(place):
+    for paths in _models(place):
         try:
             tensors = open_tensors(paths)
         except CheckpointError:
@@ -103,13 +113,18 @@ def look_deep(place: Path, on_bytes: Callable[[int], None]) -> list[str]:
     return problems
 
 
+def _models(place: Path) -> list[list[Path]]:
+    """The files of each model in a folder, as the loader sees them, or the one file."""
+    return by_model(weight_files(place) if place.is_dir() else filter(is_weight_file, [place]))
+
+
 def _candidates(config_dir: Path, kinds: set[str]) -> list[Profile]:
     """Profiles whose transformer was found."""
     return [profile for profile in list_profiles(config_dir) if profile.architecture in kinds]
 
 
 def _failure(profile: Profile, place: Path, config_dir: Path) -> str | None:
-    """The first thing that keeps the loader from loading this profile, None when nothing does."""
+    """What keeps the loader from loading this profile with its preset, None when nothing does."""
     try:
         tokenizer, sources = find_parts(profile, place, config_dir)
         check_parts(profile, place, sources, config_dir)
@@ -117,12 +132,21 @@ def _failure(profile: Profile, place: Path, config_dir: Path) -> str | None:
             check_names(source)
         if not tokenizer.is_dir():
             return f"{tokenizer} is missing"
-        for lora in profile.loras:
-            if not (path := lora.path_in(place)).is_file():
-                return f"{path} is missing; `wanbox weights get {profile.name}:{profile.preset}` fetches it"
+        found = [(lora, find_lora(lora, place)) for lora in profile.loras]
+        if missing := [f"{lora.file} of {lora.repository}" for lora, path in found if path is None]:
+            return f"{place}: missing LoRA files: {', '.join(missing)}{hint(profile)}"
+        return "; ".join(_damages([path for _, path in found if path])) or None
     except CheckpointError as error:
         return str(error)
-    return None
+
+
+def _damages(loras: Sequence[Path]) -> Iterator[str]:
+    """What keeps LoRA files from being read."""
+    for path in loras:
+        try:
+            read_lora(path)
+        except CheckpointError as error:
+            yield str(error)
 
 
 def _untold(failures: Mapping[str, str | None], problems: Sequence[str]) -> list[str]:
@@ -138,31 +162,27 @@ def _broken_files(place: Path) -> list[str]:
     return [f"{place / name}: is missing or cut, `wanbox weights get` fetches it again" for name in names]
 
 
-def _part(place: Path, paths: Sequence[Path], tensors: TensorSet, kind: Kind | str) -> PartReport:
-    first = paths[0] if place.is_dir() else Path(paths[0].name)
-    where = (first if len(paths) == 1 else first.parent).relative_to(place if place.is_dir() else Path())
+def _part(place: Path, paths: Sequence[Path], tensors: TensorSet, kind: str) -> PartReport:
+    named = where(paths).relative_to(place) if place.is_dir() else Path(place.name)
     dtypes = Counter(tensors.dtypes().values()).most_common()
     return PartReport(
-        where=where.as_posix(),
-        kind=kind if isinstance(kind, str) else _title(kind),
+        where=named.as_posix(),
+        kind=kind,
         tensors=len(tensors.shapes()),
         dtypes=tuple(f"{dtype} {count}" for dtype, count in dtypes),
         size=sum(path.stat().st_size for path in paths),
     )
 
 
-def _kind(tensors: TensorSet, config_dir: Path) -> Kind | str:
-    """What the tensors are; in words where their architecture is none that is bundled."""
+def _roughly(tensors: TensorSet) -> str:
+    """What tensors are that are of no architecture that is bundled: the part, and its numbers."""
     try:
-        return detect(tensors.shapes(), tensors.dtypes(), config_dir)
-    except CheckpointError:
-        pass
-    try:
-        return f"{title(part_of(list(tensors.shapes())))} of another size"
+        part = part_of(list(tensors.shapes()))
     except CheckpointError:
         return "not known"
+    return f"{title(part)} of another size ({describe(measure(part, tensors.shapes()))})"
 
 
-def _title(kind: Kind) -> str:
+def _words(kind: Kind) -> str:
     words = [title(kind.part), *([kind.architecture] if kind.part != "lora" else [])]
     return ", ".join([" ".join(words), kind.layout, *([kind.quantised] if kind.quantised else [])])

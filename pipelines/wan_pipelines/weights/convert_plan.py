@@ -12,16 +12,13 @@ import torch
 
 from wan_pipelines.errors import CheckpointError
 from wan_pipelines.weights.disk import staging_folder
-from wan_pipelines.weights.keys import Part
+from wan_pipelines.weights.files import SHARD, by_model, check_shards, is_weight_file
+from wan_pipelines.weights.keys import Part, title
 from wan_pipelines.weights.kinds import part_of, quantised_as
 from wan_pipelines.weights.shards import CODES, Slot, in_file_order, split
 from wan_pipelines.weights.tensors import open_tensors
 
 Target = Literal["bfloat16", "float16", "fp8"]
-TENSOR_FILES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".gguf"}
-#: one file for each block, as lightx2v writes them
-BLOCK_NAME = re.compile(r"non_block|block_\d+")
-SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})$")
 #: bytes of a shard, as the hub's own files have
 SHARD_BYTES = 5_000_000_000
 FP8 = torch.float8_e4m3fn
@@ -130,10 +127,10 @@ def plan_conversion(source: Path, target: Path, dtype: Target) -> Conversion:
 
 def _units(source: Path) -> list[list[Path]]:
     """Files that are converted together: complete sets of shards, and single files."""
-    groups = group_files(source)
+    groups = by_model(path for path in _files(source) if is_weight_file(path))
     for paths in groups:
         check_shards(paths)
-    return [unit for paths in groups for unit in ([paths] if SHARD_NAME.match(paths[0].stem) else [[p] for p in paths])]
+    return [unit for paths in groups for unit in ([paths] if SHARD.fullmatch(paths[0].stem) else [[p] for p in paths])]
 
 
 def _plan_group(paths: Sequence[Path], source: Path, target: Path, dtype: Target) -> Group | str:
@@ -147,7 +144,7 @@ def _plan_group(paths: Sequence[Path], source: Path, target: Path, dtype: Target
     if part not in ("transformer", "text_encoder"):
         return f"the {title(part)} keeps its dtype"
     if quantised := quantised_as(shapes, codes):
-        raise CheckpointError(f"{paths[0]} is {quantised} already; convert what it was made from")
+        return f"the {title(part)} is {quantised} already; convert what it was made from"
     steps = [
         Step(name, shape, _becomes(name, shape, TORCH_DTYPES[codes[name]], part, dtype))
         for name, shape in shapes.items()
@@ -161,8 +158,8 @@ def _plan_group(paths: Sequence[Path], source: Path, target: Path, dtype: Target
 
 def _group(paths: tuple[Path, ...], first: Path, steps: list[Step]) -> Group:
     """Names the new files after the old ones; what was in shards is in shards again."""
-    named = SHARD_NAME.match(first.stem)
-    stem = named["stem"] if named else first.stem
+    named = SHARD.fullmatch(first.stem)
+    stem = named["model"] if named else first.stem
     files = _in_shards(steps) if named else [steps]
     if len(files) == 1:
         return Group(paths, (Shard(first.with_name(f"{stem}.safetensors"), tuple(steps)),), None)
@@ -213,38 +210,12 @@ def _files(source: Path) -> list[Path]:
     return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(source).parts)]
 
 
-def group_files(place: Path) -> list[list[Path]]:
-    """Files of weights in a folder, all those of one model together."""
-    groups: dict[Path, list[Path]] = {}
-    for path in _files(place):
-        if path.suffix in TENSOR_FILES:
-            named = SHARD_NAME.match(path.stem)
-            model = named["stem"] if named else "block" if BLOCK_NAME.fullmatch(path.stem) else path.name
-            groups.setdefault(path.with_name(model), []).append(path)
-    return list(groups.values())
-
-
-def check_shards(paths: Sequence[Path]) -> None:
-    """Raises CheckpointError naming the first shard that is not there."""
-    if (named := SHARD_NAME.match(paths[0].stem)) is None:
-        return
-    for number in range(1, int(named["count"]) + 1):
-        path = paths[0].with_name(f"{named['stem']}-{number:05d}-of-{named['count']}{paths[0].suffix}")
-        if path not in paths:
-            raise CheckpointError(f"{path} is missing, but other shards of it are there")
-
-
 def _is_index_of(path: Path, groups: Sequence[Group]) -> bool:
     """Whether a file is the old index of a part that gets new shards."""
     stem = path.name.removesuffix(".index.json").rpartition(".")[0]
-    named = [SHARD_NAME.match(old.stem) for group in groups for old in group.paths if old.parent == path.parent]
-    return path.name.endswith(".index.json") and any(match is not None and match["stem"] == stem for match in named)
+    named = [SHARD.fullmatch(old.stem) for group in groups for old in group.paths if old.parent == path.parent]
+    return path.name.endswith(".index.json") and any(match is not None and match["model"] == stem for match in named)
 
 
 def _inside(source: Path, path: Path) -> Path:
     return path.relative_to(source) if source.is_dir() else Path(path.name)
-
-
-def title(part: Part) -> str:
-    """A part in words."""
-    return {"vae": "VAE", "lora": "LoRA"}.get(part, part.replace("_", " "))

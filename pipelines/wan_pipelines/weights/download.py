@@ -50,6 +50,8 @@ class Download:
     missing: tuple[Missing, ...]
     #: of a new checkpoint; None when one is there and stays
     layout: Layout | None
+    #: the checkpoint that is there was not fetched by wanbox
+    is_foreign: bool
 
     @property
     def staging(self) -> Path:
@@ -112,7 +114,7 @@ def plan_download(profile: Profile, layout: Layout | None, folder: Path, hub: Hu
     )
     is_new = not is_foreign and there is None
     chosen = (layout or ("diffusers" if base.repository == profile.repository else "original")) if is_new else None
-    return Download(folder, listings, missing, chosen)
+    return Download(folder, listings, missing, chosen, is_foreign)
 
 
 def run_download(download: Download, hub: Hub, on_bytes: Callable[[int], None]) -> None:

@@ -13,16 +13,12 @@ from typing import Any, Literal
 
 from wan_pipelines.errors import CheckpointError
 from wan_pipelines.weights.assemble import Source
-from wan_pipelines.weights.keys import Part
+from wan_pipelines.weights.files import DEPTH, by_model, check_shards, weight_files, where
+from wan_pipelines.weights.keys import Part, title
 from wan_pipelines.weights.kinds import Kind, detect, read_config
-from wan_pipelines.weights.tensors import FORMATS, TensorSet, open_tensors
+from wan_pipelines.weights.tensors import TensorSet, open_tensors
 
 Expert = Literal["high", "low"]
-#: folders below the given one that are looked into
-DEPTH = 3
-_SHARD = re.compile(r"(?P<model>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})")
-#: one file per block, as lightx2v writes them for loading block by block
-_BLOCK = re.compile(r"non_block|block_\d+")
 _NOISE = re.compile(r"(high|low)[ _-]?noise")
 _WORD = re.compile(r"(?<![a-z])(high|low)(?![a-z])")
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
@@ -49,28 +45,33 @@ class Contents:
 
     folder: Path
     found: tuple[Found, ...]
-    #: weight files that are nothing known, each with the reason
+    #: weight files that are nothing known or cannot be read, each with the reason
     foreign: tuple[str, ...]
     tokenizers: tuple[Path, ...]
 
-    def one(self, part: Part, fits: Callable[[Found], bool] = lambda found: True) -> Found:
-        """The only model of a part that fits. Raises CheckpointError when there is none, or a choice."""
+    def one(self, part: Part, fits: Callable[[Found], bool] = lambda found: True, of: str | None = None) -> Found:
+        """The only model of a part that fits. Raises CheckpointError when there is none, or a choice.
+
+        `of` names in errors what would fit.
+        """
         here = [item for item in self.found if item.kind.part == part]
         fitting = [item for item in here if fits(item)]
         if len(fitting) == 1:
             return fitting[0]
         if fitting:
-            raise CheckpointError(f"{self.folder}: several could be the {_title(part)}: {_list(fitting)}; leave one")
-        raise CheckpointError(f"{self.folder}: no {_title(part)} {self._instead(here)}")
+            raise CheckpointError(f"{self.folder}: several could be the {title(part)}: {_list(fitting)}; leave one")
+        raise CheckpointError(f"{self.folder}: no {title(part)}{_of(of)} found{self._instead(here)}")
 
-    def experts(self, two: bool, fits: Callable[[Found], bool]) -> list[Found]:
+    def experts(self, two: bool, fits: Callable[[Found], bool], of: str | None = None) -> list[Found]:
         """The transformer, or the one for high noise and the one for low noise. Raises CheckpointError."""
         if not two:
-            return [self.one("transformer", fits)]
+            return [self.one("transformer", fits, of)]
         here = [item for item in self.found if item.kind.part == "transformer"]
         fitting = [item for item in here if fits(item)]
         if len(fitting) < 2:
-            raise CheckpointError(f"{self.folder}: two transformers are needed, {len(fitting)} {self._instead(here)}")
+            raise CheckpointError(
+                f"{self.folder}: two transformers{_of(of)} are needed, {len(fitting)} found{self._instead(here)}"
+            )
         by_role = {expert_of(item.where.relative_to(self.folder)): item for item in fitting}
         if len(fitting) > 2 or by_role.keys() != {"high", "low"}:
             raise CheckpointError(
@@ -92,24 +93,35 @@ class Contents:
         )
 
     def _instead(self, here: Sequence[Found]) -> str:
-        others = [f"found only {_list(here)}"] if here else ["found"]
-        return "; ".join([*others, *(f"not known: {reason}" for reason in self.foreign)])
+        """What is there in place of what is missing, to be put behind it."""
+        others = [f"there {'is' if len(here) == 1 else 'are'} {_list(here)}"] if here else []
+        return "".join(f"; {line}" for line in (*others, *self.foreign))
 
 
 def scan(folder: Path, config_dir: Path | None = None) -> Contents:
-    """Everything in a folder and the folders below. Raises CheckpointError for a file that cannot be read."""
+    """Everything in a folder and the folders below. Raises CheckpointError for a shard that is missing.
+
+    A file that cannot be read is named when a part is missing, and stops nothing when all are there.
+    """
     found, foreign = [], []
-    for where, files in _models(list(_walk(folder, DEPTH))):
-        tensors = open_tensors(files)
+    groups = by_model(weight_files(folder))
+    for paths in groups:
+        check_shards(paths)
+    for paths in groups:
+        try:
+            tensors = open_tensors(paths)
+        except CheckpointError as error:
+            foreign.append(f"cannot be read: {error}")
+            continue
         try:
             kind = detect(tensors.shapes(), tensors.dtypes(), config_dir)
         except CheckpointError as error:
-            foreign.append(f"{where}: {error}")
+            foreign.append(f"not known: {where(paths)}: {error}")
             continue
         if kind.part != "lora":
             # plain numbers in a GGUF file cannot be told from others by name and dtype
-            kind = replace(kind, layout="gguf") if files[0].suffix == ".gguf" else kind
-            found.append(Found(where, tensors, kind, read_config(kind.architecture, config_dir)))
+            kind = replace(kind, layout="gguf") if paths[0].suffix.lower() == ".gguf" else kind
+            found.append(Found(where(paths), tensors, kind, read_config(kind.architecture, config_dir)))
     return Contents(folder, tuple(found), tuple(foreign), tuple(_tokenizers(folder, DEPTH)))
 
 
@@ -123,7 +135,7 @@ def model_files(folder: Path, stem: str) -> tuple[Path, ...]:
         return (single,)
     if not shards:
         raise CheckpointError(f"{folder}: no file named {single.name}, and no shards of it")
-    _check_shards(shards)
+    check_shards(shards)
     return tuple(shards)
 
 
@@ -132,17 +144,6 @@ def expert_of(path: Path) -> Expert | None:
     text = path.as_posix().lower()
     said = set(_NOISE.findall(text)) or set(_WORD.findall(text))
     return said.pop() if len(said) == 1 else None
-
-
-def _walk(folder: Path, depth: int) -> Iterator[Path]:
-    """Weight files, in order; nothing hidden."""
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir() and depth:
-            yield from _walk(entry, depth - 1)
-        elif entry.suffix.lower() in FORMATS and entry.is_file():
-            yield entry
 
 
 def _tokenizers(folder: Path, depth: int) -> Iterator[Path]:
@@ -155,34 +156,8 @@ def _tokenizers(folder: Path, depth: int) -> Iterator[Path]:
                 yield from _tokenizers(entry, depth - 1)
 
 
-def _models(files: list[Path]) -> list[tuple[Path, list[Path]]]:
-    """Files by model, each with what to call it."""
-    groups: dict[tuple[Path, str], list[Path]] = {}
-    for path in files:
-        shard = _SHARD.fullmatch(path.stem)
-        model = shard["model"] if shard else "block" if _BLOCK.fullmatch(path.stem) else path.name
-        groups.setdefault((path.parent, model), []).append(path)
-    for shards in groups.values():
-        _check_shards(shards)
-    return [(paths[0] if len(paths) == 1 else paths[0].parent, paths) for paths in groups.values()]
-
-
-def _check_shards(paths: Sequence[Path]) -> None:
-    """Raises CheckpointError when a shard is not there."""
-    numbered = [(path, shard) for path in paths if (shard := _SHARD.fullmatch(path.stem))]
-    if not numbered:
-        return
-    path, shard = numbered[0]
-    here = {int(other["number"]) for _, other in numbered}
-    for number in range(1, int(shard["total"]) + 1):
-        if number not in here:
-            name = f"{shard['model']}-{number:05d}-of-{shard['total']}{path.suffix}"
-            raise CheckpointError(f"{path.parent / name} is missing, but other shards of it are there")
-
-
-def _title(part: Part) -> str:
-    titles = {"vae": "VAE", "image_encoder": "image encoder (CLIP)", "audio_encoder": "audio encoder (wav2vec2)"}
-    return titles.get(part, part.replace("_", " "))
+def _of(what: str | None) -> str:
+    return f" of {what}" if what else ""
 
 
 def _list(found: Sequence[Found]) -> str:

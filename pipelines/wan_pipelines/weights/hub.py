@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HTTPError,  # pyright: ignore[reportPrivateImportUsage] (of the transport, which differs between versions of the hub)
+    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -158,6 +159,8 @@ class Hub:
         page = f"{self.endpoint}/{repository}"
         try:
             yield
+        except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+            raise CheckpointError(f"{repository} is not in the offline cache {self.cache}") from error
         except GatedRepoError as error:
             raise CheckpointError(
                 f"{repository} is gated: accept its terms at {page}, then set HF_TOKEN or run `hf auth login`"
@@ -168,8 +171,6 @@ class Hub:
             raise CheckpointError(f"{page} has no such revision any more") from error
         except HfHubHTTPError as error:
             raise CheckpointError(f"{page}: the hub answered {error.response.status_code}") from error
-        except OfflineModeIsEnabled as error:
-            raise CheckpointError(f"{repository} is not in the offline cache {self.cache}") from error
         except HTTPError as error:
             raise CheckpointError(f"{self.endpoint} cannot be reached: {_one_line(error)}") from error
         except (OSError, ValueError) as error:

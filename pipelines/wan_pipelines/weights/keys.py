@@ -19,6 +19,17 @@ Rename = Callable[[str], str | None]
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.")
 #: llama.cpp's names of a text encoder
 GGML_BLOCK = re.compile(r"enc\.blk\.(\d+)\.(.+)")
+_TITLES: dict[Part, str] = {
+    "vae": "VAE",
+    "image_encoder": "image encoder (CLIP)",
+    "audio_encoder": "audio encoder (wav2vec2)",
+    "lora": "LoRA",
+}
+
+
+def title(part: Part) -> str:
+    """A part in words."""
+    return _TITLES.get(part, part.replace("_", " "))
 
 
 def _attention(theirs: str, ours: str) -> dict[str, str]:

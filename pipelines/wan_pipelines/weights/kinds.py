@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from wan_pipelines.errors import CheckpointError
+from wan_pipelines.profile import find_config_dir
 from wan_pipelines.weights.keys import GGML_BLOCK, PREFIXES, Part, renamer
 
 Layout = Literal["diffusers", "original", "comfy", "lightx2v", "gguf"]
@@ -65,11 +65,8 @@ class Kind:
 
 
 def config_folder(config_dir: Path | None = None) -> Path:
-    """The bundled configs: in the given folder, else of the checkout, else of the installation."""
-    if config_dir is None:
-        checkout = Path(__file__).resolve().parents[3] / "configs"
-        config_dir = checkout if checkout.is_dir() else Path(sys.prefix) / "share" / "wanbox" / "configs"
-    return config_dir / "architectures"
+    """The bundled configs: in the given folder, else in the one that came with wanbox."""
+    return (config_dir or find_config_dir()) / "architectures"
 
 
 def read_config(architecture: str, config_dir: Path | None = None) -> dict[str, Any]:
@@ -91,9 +88,14 @@ def detect(shapes: Shapes, dtypes: Mapping[str, str] | None = None, config_dir: 
     layout = _layout(part, shapes, names, quantised)
     if part == "lora":
         return Kind(part, "lora", layout, quantised)
+    return Kind(part, _architecture(part, measure(part, shapes), config_dir), layout, quantised)
+
+
+def measure(part: Part, shapes: Shapes) -> Traits:
+    """What the tensors of a part, under the names of any layout, say of its architecture."""
+    names = [name for name in shapes if not is_companion(name)]
     rename = renamer(part, names)
-    seen = traits_of_tensors(part, {new: shapes[name] for name in names if (new := rename(name))})
-    return Kind(part, _architecture(part, seen, config_dir), layout, quantised)
+    return traits_of_tensors(part, {new: shapes[name] for name in names if (new := rename(name))})
 
 
 def is_companion(name: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal, Protocol, TypeGuard, runtime_checkable
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from wan_pipelines.denoise import Experts
 from wan_pipelines.errors import CheckpointError
 from wan_pipelines.profile import LoraFile, Profile
+from wan_pipelines.weights.files import find_lora
 from wan_pipelines.weights.lora_file import Addition, Fit, Lora, fit, read_lora, some
 from wan_pipelines.weights.lora_hot import HotLora
 
@@ -97,22 +98,6 @@ def apply_loras(experts: Experts, profile: Profile, folder: Path, mode: Mode = "
             _check_fusable(model, lora, found)
         jobs.append((model, wanted, lora, hot))
     return tuple(_apply(*job) for job in jobs)
-
-
-def find_lora(lora: LoraFile, folder: Path) -> Path | None:
-    """The file of a LoRA below a folder: where `wanbox weights get` puts it, else by its path, else by its name.
-
-    Raises CheckpointError when several have the name.
-    """
-    if (usual := lora.path_in(folder)).is_file():
-        return usual
-    wanted = PurePosixPath(lora.file)
-    named = [path for path in sorted(folder.rglob(wanted.name)) if path.is_file()]
-    exact = [path for path in named if path.parts[-len(wanted.parts) :] == wanted.parts]
-    found = {path.resolve(): path for path in exact or named}
-    if len(found) > 1:
-        raise CheckpointError(f"{folder}: several files could be {lora.file}: {some(map(str, found.values()))}")
-    return next(iter(found.values()), None)
 
 
 def check_loras(profile: Profile, folder: Path, models: Mapping[str, nn.Module]) -> None:

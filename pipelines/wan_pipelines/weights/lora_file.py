@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from wan_pipelines.errors import CheckpointError
+from wan_pipelines.weights.kinds import some
 from wan_pipelines.weights.lora_keys import (
     LoraKey,
     Role,
@@ -157,12 +158,6 @@ def weight_shape(model: nn.Module, name: str) -> tuple[int, ...] | None:
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is a linear layer of any kind, quantised ones included."""
     return hasattr(module, "out_features") and hasattr(module, "in_features")
-
-
-def some(items: Iterable[str], most: int = 3) -> str:
-    """The first few, and how many more there are."""
-    listed = list(items)
-    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
 def _differs_in_input(shape: tuple[int, ...] | None, addition: Addition) -> bool:

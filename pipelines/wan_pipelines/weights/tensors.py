@@ -19,9 +19,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from wan_pipelines.errors import CheckpointError
+from wan_pipelines.weights.files import FORMATS, PICKLES
 
-PICKLES = (".pth", ".pt", ".bin", ".ckpt")
-FORMATS = (".safetensors", ".gguf", *PICKLES)
 #: what safetensors calls a dtype, where it is not torch's name
 _DTYPES = {
     "F64": "float64",

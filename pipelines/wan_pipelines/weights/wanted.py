@@ -29,10 +29,24 @@ class Source:
     revision: str = "main"
 
 
+def hint(profile: Profile) -> str:
+    """How the weights come to a profile, to be put behind an error that misses them; empty when they are built in."""
+    if profile.weights_from != "repository":
+        return ""
+    if profile.own_weights:
+        return "; they are brought by oneself, as docs/weights.md says"
+    return f"; `wanbox weights get {profile.served_as}` fetches it; docs/weights.md for your own"
+
+
 def base_source(profile: Profile, layout: Layout | None) -> Source:
     """The profile's own weights; without a layout, the diffusers one where there is one. Raises CheckpointError."""
     if profile.weights_from != "repository":
         raise CheckpointError(f"{profile.name}: its weights are built in, there is nothing to download")
+    if profile.own_weights:
+        raise CheckpointError(
+            f"{profile.served_as}: {profile.download_from} does not have these weights, they are brought by oneself; "
+            f"docs/weights.md says how, `wanbox weights check {profile.served_as}` what is missing"
+        )
     repositories = {"diffusers": profile.repository, "original": profile.original_repository}
     chosen = layout or next(name for name in LAYOUTS if repositories[name])
     repository = repositories[chosen]
@@ -56,7 +70,7 @@ def _diffusers(profile: Profile) -> tuple[tuple[Want, ...], Want]:
     wants: list[Want] = [("model_index.json",), ("tokenizer/*",)]
     wants += [("image_processor/*",)] if profile.clip_pictures else []
     for model in models:
-        wants += [(f"{model}/config.json",), (f"{model}/*.safetensors", f"{model}/*.bin")]
+        wants += [(f"{model}/config.json",), (f"{model}/*.safetensors",)]
     return tuple(wants), (*(f"{model}/*.json" for model in models), "scheduler/*.json")
 
 
