@@ -37,6 +37,8 @@ TORCH_FREE = {
         "activations",
         "vae_layers",
         "vae_memory",
+        "s2v.clips",
+        "s2v.memory",
     )
 }
 LONGEST_FILE = 300
