@@ -23,7 +23,7 @@ SMALL = load_profile("wan2.2-ti2v-5b", CONFIGS)
 T2V = load_profile("wan2.2-t2v-a14b", CONFIGS)
 FLF2V = load_profile("wan2.1-flf2v-14b-720p", CONFIGS)
 VACE = load_profile("wan2.1-vace-14b", CONFIGS)
-S2V = replace(load_profile("wan2.2-s2v-14b", CONFIGS), cannot_run="")
+S2V = load_profile("wan2.2-s2v-14b", CONFIGS)
 
 
 def wish(*media: str, seconds: int = 4, **changes: Any) -> PlanRequest:
@@ -67,7 +67,8 @@ def test_text_alone_goes_to_a_model_for_text():
 def test_sound_goes_to_a_model_that_hears_it():
     assert taken([A14B, S2V], "first_frame", "driving_audio") == "wan2.2-s2v-14b"
     assert taken([A14B, S2V], "first_frame") == "wan2.2-i2v-a14b"
-    assert taken([A14B, S2V], "first_frame", "driving_audio", seconds=7) == "wan2.2-i2v-a14b"  # too long to hear
+    assert taken([TINY, S2V], "first_frame", "driving_audio", seconds=15) == "wan2.2-s2v-14b"
+    assert taken([A14B, S2V], "first_frame", "last_frame", "driving_audio") == "wan2.2-i2v-a14b"
     assert taken([A14B, SMALL], "first_frame", "driving_audio") == "wan2.2-i2v-a14b"
 
 
@@ -98,11 +99,10 @@ def test_models_that_come_first_are_passed_over_with_a_reason():
 
 
 def test_a_model_that_would_suit_better_is_passed_over_with_a_reason():
-    choice = choose([A14B, S2V, TINY], wish("first_frame", "driving_audio", seconds=7))
+    choice = choose([A14B, S2V, TINY], wish("first_frame", "last_frame", "driving_audio", seconds=7))
     assert choice.profile is A14B
-    assert choice.passed_over == {
-        "wan2.2-s2v-14b": "input.duration: must be between 1 and 4 with model wan2.2-s2v-14b (got 7)"
-    }
+    why = "input.last_frame: model wan2.2-s2v-14b does not take it (it takes first_frame, driving_audio)"
+    assert choice.passed_over == {"wan2.2-s2v-14b": why}
 
 
 def test_one_model_refuses_in_its_own_words():
@@ -132,7 +132,7 @@ def test_a_reason_that_all_share_is_said_once():
 
 
 def test_a_profile_that_cannot_run_is_never_taken():
-    blocked = load_profile("wan2.2-s2v-14b", CONFIGS)
+    blocked = replace(S2V, cannot_run="no code")
     assert taken([blocked, A14B], "first_frame", "driving_audio") == "wan2.2-i2v-a14b"
     assert "cannot run yet" in (refusal(blocked, wish("first_frame", "driving_audio")) or "")
 
@@ -155,9 +155,11 @@ def test_abilities_cover_every_combination_of_the_app():
 
 
 def test_a_server_that_hears_sound_does_not_deny_it():
-    (ability,) = [a for a in abilities([A14B, S2V]) if a["inputs"] == ["first_frame", "driving_audio"]]
-    assert ability["models"] == {"wan2.2-i2v-a14b": 7, "wan2.2-s2v-14b": 4}
+    said = {"+".join(ability["inputs"]): ability for ability in abilities([A14B, S2V])}
+    ability = said["first_frame+driving_audio"]
+    assert ability["models"] == {"wan2.2-i2v-a14b": 7, "wan2.2-s2v-14b": 15}
     assert "note" not in ability
+    assert "no model that can do this listens" in said["first_frame+last_frame+driving_audio"]["note"]
 
 
 def test_a_server_for_text_alone_says_of_all_why_not():

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from media_samples import make_clip
-from tiny_checkpoint import CONCAT, ONE_PICTURE, TI2V, TWO_PICTURES, noise_image, small_plan
+from tiny_checkpoint import CONCAT, ONE_PICTURE, S2V, TI2V, TWO_PICTURES, noise_image, small_plan
 from wan_pipelines.clip import shown_frames, upright
 from wan_pipelines.clip_vision import MEAN, STD, embed_pictures
 from wan_pipelines.conditioning import Conditioning
@@ -163,7 +163,8 @@ def test_a_missing_picture_is_refused(tiny, media, tmp_path):
         (CONCAT, {"clip_pictures": 1}, "model tiny needs an image encoder, which its weights do not have"),
         (ONE_PICTURE, {"text_len": 128}, "text_len must be 512 beside an image encoder"),
         (TI2V, {"inputs": ("first_frame", "last_frame")}, "conditioning expand_timesteps has no place for last_frame"),
-        (CONCAT, {"conditioning": "s2v"}, "conditioning s2v cannot run yet; text, concat, expand_timesteps, vace can"),
+        (S2V, {"inputs": ("first_frame", "last_frame", "driving_audio")}, "s2v has no place for last_frame"),
+        (S2V, {"motion_frames": 73}, "is told of 9 frames before a clip, the profile says 73"),
     ],
 )
 def test_a_profile_that_promises_too_much_is_refused(tiny, spec, changes, message):

@@ -38,6 +38,8 @@ TORCH_FREE = {
         "vae_layers",
         "vae_memory",
         "weights.files",
+        "s2v.clips",
+        "s2v.memory",
     )
 }
 LONGEST_FILE = 300

@@ -8,6 +8,7 @@ from queue_fixtures import make_job
 from wan_pipelines.plan import PlanRequest, make_plan
 from wan_pipelines.profile import load_profile, load_served
 from wan_server.output import Ingredients, not_honoured, output_of, task_type
+from wan_server.probe import Probe
 from wan_server.settings import find_config_dir
 
 ENCODED = {
@@ -109,11 +110,13 @@ MADE = {
 }
 
 
-def extra(model: str, seconds: int, **job: Any) -> dict[str, Any]:
-    """What is said of a video from a first frame."""
+def extra(model: str, seconds: int, heard_s: float | None = None, **job: Any) -> dict[str, Any]:
+    """What is said of a video from a first frame, with so much sound."""
     profile = load_served(model, find_config_dir())
-    plan = make_plan(profile, PlanRequest("a sea", "blur", "720P", 16 / 9, seconds, seed=1))
-    prepared = {"files": {"first_frame": "f"}, "probes": {}, "notes": []}
+    media = ("first_frame",) if heard_s is None else ("first_frame", "driving_audio")
+    plan = make_plan(profile, PlanRequest("a sea", "blur", "720P", 16 / 9, seconds, seed=1, media=media))
+    probes = {} if heard_s is None else {"driving_audio": Probe("audio", "wav", 1, seconds=heard_s).to_json()}
+    prepared = {"files": {"first_frame": "f"}, "probes": probes, "notes": []}
     encoded = ENCODED | {"negative_used": plan.is_guided}
     made = Ingredients(plan.to_json(), prepared, {"note": None}, encoded, "f", MADE)
     wish = {"resolution": "720P", "duration": seconds, "prompt": "a sea", "negative_prompt": "blur"}
@@ -150,3 +153,18 @@ def test_the_kind_of_task_follows_the_media() -> None:
     assert task_type({"first_frame", "last_frame"}) == "first+last frame"
     assert task_type({"first_clip", "last_frame"}) == "continuation"
     assert task_type(set()) == "text"
+
+
+def test_a_chain_of_clips_is_listed_with_what_it_heard() -> None:
+    said = extra("wan2.2-s2v-14b", 7, heard_s=4.0)
+    assert said["clips"] == [
+        {"frames": [0, 81], "sampled_frames": 84, "seed": 1, "motion_frames": 0},
+        {"frames": [81, 112], "sampled_frames": 48, "seed": 2, "motion_frames": 73},
+    ]
+    assert (said["sampled_frames"], said["beyond_training"]) == (132, [])
+    assert said["driving_audio"]["offset_frames"] == 0
+    silent = "ends after 4.0 s; the rest of the video is silent and the model hears silence there"
+    assert [note for note in said["not_honoured"] if "audio" in note] == [f"input.driving_audio: {silent}"]
+    cut = extra("wan2.2-s2v-14b", 7, heard_s=9.0)["not_honoured"]
+    assert "input.driving_audio: has 9.0 s; it was cut to the 7 s of the video" in cut
+    assert "clips" not in extra("wan2.2-i2v-a14b", 7)

@@ -13,7 +13,7 @@ from diffusers.models.transformers.transformer_wan_vace import WanVACETransforme
 from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
 from live_memory import LiveMemory, fused_as_on_cuda
-from tiny_checkpoint import CONFIGS, OLD_VAE, ONE_PICTURE, TI2V, TWO_EXPERTS, TWO_PICTURES, VACE, folder_configs
+from tiny_checkpoint import CONFIGS, OLD_VAE, ONE_PICTURE, S2V, TI2V, TWO_EXPERTS, TWO_PICTURES, VACE, folder_configs
 from wan_pipelines import vae as vae_module
 from wan_pipelines.activations import Sample, block_phases, denoise_bytes, image_bytes, text_bytes
 from wan_pipelines.clip_vision import embed_pictures
@@ -571,7 +571,8 @@ def test_more_pixels_and_frames_need_more():
 def test_every_profile_fits_a_large_gpu_and_no_matchbox(profile, tiny):
     configs = bundled_configs(profile, CONFIGS) if profile.architecture else None
     if configs is None:
-        configs = folder_configs(CONFIGS / profile.name) or folder_configs(tiny(TI2V).folder)
+        spec = S2V if profile.conditioning == "s2v" else TI2V
+        configs = folder_configs(CONFIGS / profile.name) or folder_configs(tiny(spec).folder)
     needs = footprint(configs, profile, "bfloat16")
     assert choose(needs, largest_plan(profile), 139 * GIB, 256 * GIB).residence in RESIDENCES.values()
     with pytest.raises(PlacementError, match="not enough memory"):

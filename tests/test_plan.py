@@ -24,7 +24,7 @@ T2V = load_profile("wan2.2-t2v-a14b", CONFIGS)
 FLF2V = load_profile("wan2.1-flf2v-14b-720p", CONFIGS)
 VACE = load_profile("wan2.1-vace-14b", CONFIGS)
 SMALL_VACE = load_profile("wan2.1-vace-1.3b", CONFIGS)
-S2V = replace(load_profile("wan2.2-s2v-14b", CONFIGS), cannot_run="")
+S2V = load_profile("wan2.2-s2v-14b", CONFIGS)
 TI2V_5B = load_profile("wan2.2-ti2v-5b", CONFIGS)
 REQUEST = PlanRequest("a cat", None, "720P", 16 / 9, 5, seed=7)
 
@@ -161,7 +161,43 @@ def test_a_model_names_what_it_needs(profile, media, message):
 
 def test_what_is_needed_is_enough():
     assert make_plan(FLF2V, replace(REQUEST, media=("first_frame", "last_frame"))).shift == 16
-    assert make_plan(S2V, replace(REQUEST, media=("first_frame", "driving_audio"), seconds=4)).sample_width % 64 == 0
+    assert make_plan(S2V, replace(REQUEST, media=("first_frame", "driving_audio"))).frames == 80
+
+
+@pytest.mark.parametrize(
+    ("seconds", "clips", "longest"), [(1, 1, 48), (2, 1, 48), (5, 1, 84), (6, 2, 84), (10, 2, 84), (15, 3, 84)]
+)
+def test_a_chain_of_clips_is_as_long_as_the_video(seconds, clips, longest):
+    plan = make_plan(S2V, replace(REQUEST, media=("first_frame", "driving_audio"), seconds=seconds))
+    assert plan.clips is not None
+    assert (plan.frames, plan.clips.frames) == (16 * seconds, 16 * seconds)
+    assert (len(plan.clips.clips), plan.sample_frames) == (clips, longest)
+    assert [clip.seed for clip in plan.clips.clips] == [plan.seed + number for number in range(clips)]
+    assert RenderPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert beyond_training(S2V, plan) == ()
+
+
+def test_a_chain_of_clips_is_sampled_whole_and_cut():
+    sizes = {}
+    for resolution, aspect in (("720P", 16 / 9), ("720P", 9 / 16), ("720P", 1.0), ("720P", 4 / 3), ("1080P", 16 / 9)):
+        request = replace(REQUEST, media=("first_frame", "driving_audio"), resolution=resolution, aspect=aspect)
+        plan = make_plan(S2V, request)
+        assert plan.visible_size == (plan.width, plan.height)
+        sizes[plan.width, plan.height] = (plan.sample_width, plan.sample_height)
+    assert sizes == {
+        (1280, 720): (1280, 768),
+        (720, 1280): (768, 1280),
+        (960, 960): (960, 960),
+        (1104, 832): (1152, 832),
+        (1920, 1080): (1920, 1088),
+    }
+
+
+def test_a_chain_of_clips_has_a_longest_video():
+    with pytest.raises(
+        PlanError, match=r"input\.duration: must be between 1 and 15 with model wan2.2-s2v-14b \(got 16\)"
+    ):
+        make_plan(S2V, replace(REQUEST, media=("first_frame", "driving_audio"), seconds=16))
 
 
 def test_vace_takes_any_frames_of_the_video():

@@ -12,6 +12,7 @@ from wan_pipelines.errors import ProfileError
 from wan_pipelines.profile import checkpoint_folder, list_profiles, load_profile, load_served
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONCAT, CLIPS = 'conditioning = "concat"', 'conditioning = "s2v"\nclip_frames'
 GOOD = (CONFIGS / "models" / "tiny.toml").read_text(encoding="utf-8")
 
 
@@ -54,7 +55,7 @@ def test_the_demonstration_model_does_not_pass_for_another():
 
 
 def test_unknown_model_lists_the_known_ones():
-    with pytest.raises(ProfileError, match=r"'wan9' is unknown.*tiny, tiny-ti2v"):
+    with pytest.raises(ProfileError, match=r"'wan9' is unknown.*tiny, tiny-s2v, tiny-ti2v"):
         load_profile("wan9", CONFIGS)
 
 
@@ -81,6 +82,14 @@ def test_a_name_is_not_a_path(name):
         ('"shipped"', '"shipped"\nrepository = "a/b"', "repository: is needed with .*, and only then"),
         ("steps = 8", 'steps = 8\nneeds = ["last_frame"]', r"needs: must be .* empty with text_only"),
         ("text_only = true", 'needs = ["driving_audio"]', "needs: must be among inputs"),
+        ("steps = 8", "steps = 8\nclip_frames = 80", r'clip_frames, motion_frames: are needed with .* "s2v", and only'),
+        (CONCAT, f"{CLIPS} = 82\nmotion_frames = 9", "clip_frames: .*multiple of 4"),
+        (
+            CONCAT,
+            f"{CLIPS} = 80\nmotion_frames = 10",
+            r"motion_frames: must be 4n\+1 and at most clip_frames \(got 10\)",
+        ),
+        (CONCAT, f"{CLIPS} = 8\nmotion_frames = 9", r"motion_frames: .* at most clip_frames \(got 9\)"),
         ("steps = 8", "steps = 8\ngpu_gib_least = 1.0", "gpu_gib_least: must be at most gpu_gib"),
         ("steps = 8", 'steps = 8\ntrained_sizes = ["720p"]', r"trained_sizes\.0: .*'720p'"),
         ("steps = 8", "steps = 8\nsigmas = [1.0]", r"sigmas: belongs into a table \[presets"),
@@ -147,8 +156,12 @@ def test_a_served_model_is_a_name_with_or_without_a_preset():
         load_served("tiny:fast", CONFIGS)
     with pytest.raises(ProfileError, match=r"model tiny has no preset ''"):
         load_served("tiny:", CONFIGS)
-    with pytest.raises(ProfileError, match=r"model wan2.2-s2v-14b cannot run yet: "):
-        load_served("wan2.2-s2v-14b", CONFIGS)
+
+
+def test_a_model_that_cannot_run_is_not_served(tmp_path):
+    write(tmp_path, 'cannot_run = "no code"\n' + GOOD)
+    with pytest.raises(ProfileError, match="model mine cannot run yet: no code"):
+        load_served("mine", tmp_path)
 
 
 def test_profile_cannot_change():

@@ -17,6 +17,7 @@ import transformers
 
 from wan_pipelines.plan import plan_sigmas
 from wan_pipelines.profile import list_profiles, load_profile
+from wan_pipelines.s2v.transformer import WanS2VTransformer3DModel
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 HD = ("1280x720", "720x1280")
@@ -124,13 +125,20 @@ TRANSFORMERS = {
     "wan2.2-i2v-a14b": 14_289,
     "wan2.2-t2v-a14b": 14_288,
     "wan2.2-ti2v-5b": 5_000,
+    "wan2.2-s2v-14b": 16_296,
     "wan2.1-i2v-14b-720p": 16_395,
     "wan2.1-flf2v-14b-720p": 16_396,
     "wan2.1-vace-14b": 17_338,
     "wan2.1-vace-1.3b": 2_154,
     "wan2.1-t2v-1.3b": 1_419,
 }
-OTHER_PARTS = {"umt5-xxl": 5_681, "clip-vit-h": 631, "wan2.1-vae": 127, "wan2.2-vae": 705}
+OTHER_PARTS = {
+    "umt5-xxl": 5_681,
+    "clip-vit-h": 631,
+    "wav2vec2-large-xlsr-53": 315,
+    "wan2.1-vae": 127,
+    "wan2.2-vae": 705,
+}
 
 
 def model(name: str):
@@ -205,10 +213,18 @@ def test_every_number_names_its_source(name: str):
     assert [line for line in bare if line.partition(" ")[0] not in follows] == []
 
 
-def test_the_one_that_cannot_run_says_why():
-    blocked = {profile.name: profile.cannot_run for profile in list_profiles(CONFIGS) if profile.cannot_run}
-    assert list(blocked) == ["wan2.2-s2v-14b"]
-    assert "audio" in blocked["wan2.2-s2v-14b"]
+def test_all_of_them_can_run():
+    assert [profile.name for profile in list_profiles(CONFIGS) if profile.cannot_run] == []
+
+
+def test_the_one_that_chains_clips_says_how():
+    profile = model("wan2.2-s2v-14b")
+    assert (profile.clip_frames, profile.motion_frames, profile.size_multiple) == (80, 73, 64)
+    assert profile.max_seconds == 15
+    config = json.loads((CONFIGS / "architectures" / "wan2.2-s2v-14b.json").read_text())
+    assert config["motion_frames"] == profile.motion_frames
+    others = [p for p in list_profiles(CONFIGS) if p.conditioning != "s2v"]
+    assert {(p.clip_frames, p.motion_frames) for p in others} == {(None, None)}
 
 
 def parameters(architecture: str) -> float:
@@ -217,7 +233,9 @@ def parameters(architecture: str) -> float:
     given = {key: value for key, value in json.loads(path.read_text()).items() if not key.startswith("_")}
     kind = json.loads(path.read_text())["_class_name"]
     with torch.device("meta"):
-        if hasattr(diffusers, kind):
+        if kind == WanS2VTransformer3DModel.__name__:
+            built = WanS2VTransformer3DModel(**given)
+        elif hasattr(diffusers, kind):
             built = getattr(diffusers, kind)(**given)
         else:
             cls = getattr(transformers, kind)

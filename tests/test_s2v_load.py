@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,22 @@ def test_an_audio_encoder_of_another_depth_is_refused(tiny, tmp_path):
     path = tmp_path / "weights" / "audio_encoder" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 2}))
     with pytest.raises(CheckpointError, match="transformer takes 4 audio states of 48, the encoder has 3 of 48"):
+        load_checkpoint(tiny(S2V).profile, tmp_path / "weights", CPU, None)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ('{"sampling_rate": 8000}', "wants sound at 8000 Hz, normalised; here it gets 16000 Hz, normalised"),
+        ('{"do_normalize": false, "sampling_rate": 16000}', "wants sound at 16000 Hz, not normalised"),
+        ("{", "preprocessor_config.json is not JSON"),
+        ('{"do_normalize": true, "sampling_rate": 16000}', None),
+    ],
+)
+def test_a_speech_model_that_hears_otherwise_is_refused(tiny, tmp_path, config, message):
+    shutil.copytree(tiny(S2V).folder, tmp_path / "weights")
+    (tmp_path / "weights" / "audio_encoder" / "preprocessor_config.json").write_text(config)
+    with pytest.raises(CheckpointError, match=message) if message else nullcontext():
         load_checkpoint(tiny(S2V).profile, tmp_path / "weights", CPU, None)
 
 

@@ -44,7 +44,6 @@ def test_names_are_settled_the_same_way_everywhere(tmp_path: Path) -> None:
         ("tiny,tiny:quality", SettingsError, "WANBOX_MODELS: names tiny twice"),
         ("wan2.2-i2v-a14b:fast,wan2.2-i2v-a14b", SettingsError, "no request would reach the second one"),
         ("auto,tiny", SettingsError, "stands alone"),
-        ("wan2.2-s2v-14b", ProfileError, "cannot run yet"),
     ],
 )
 def test_a_set_that_cannot_be_served_is_refused(tmp_path: Path, models: str, error: type, message: str) -> None:

@@ -21,6 +21,9 @@ from wan_pipelines.weights.quantised import QuantisedLinear
 
 pytest_plugins = ("pipeline_fixtures",)
 CPU = torch.device("cpu")
+#: what a profile says of clips that are chained
+S2V_CLIPS = {"clip_frames": 80, "motion_frames": 9}
+NO_CLIPS = {"clip_frames": None, "motion_frames": None}
 
 
 @pytest.fixture
@@ -153,8 +156,8 @@ def test_another_model_than_the_profile_s_is_refused(tiny, comfy):
         (TEXT, {"conditioning": "vace"}, "has 0 VACE channels, vace needs 96"),
         (TEXT, {"conditioning": "concat"}, "has 16 input channels, conditioning concat needs 36"),
         (TEXT, {"clip_pictures": 1}, "model_index.json does not list image_encoder"),
-        (TEXT, {"conditioning": "s2v"}, "model_index.json does not list audio_encoder"),
-        (S2V, {"conditioning": "text"}, "the transformer takes 4 audio states of 48, the encoder has 0 of 0"),
+        (TEXT, S2V_CLIPS | {"conditioning": "s2v"}, "model_index.json does not list audio_encoder"),
+        (S2V, NO_CLIPS | {"conditioning": "text"}, "takes 4 audio states of 48, the encoder has 0 of 0"),
     ],
 )
 def test_a_profile_of_another_family_is_refused(tiny, spec, changes, message):

@@ -31,7 +31,7 @@ BASES = {
     "expand_timesteps": "tiny-ti2v",
     "text": "wan2.1-t2v-1.3b",
     "vace": "wan2.1-vace-1.3b",
-    "s2v": "wan2.2-s2v-14b",
+    "s2v": "tiny-s2v",
 }
 
 
@@ -74,7 +74,7 @@ def small_plan(profile: Profile, **changes) -> RenderPlan:
     The numbers are the same whatever the video begins with, but for `changes`.
     """
     prompt, negative = "a cat runs over wet grass, " * 9, "blurred, grey, still; " * 9
-    media = ("first_frame",) if "first_frame" in profile.inputs else ()
+    media = (*(("first_frame",) if "first_frame" in profile.inputs else ()), *profile.needs)
     plan = make_plan(profile, PlanRequest(prompt, negative, "720P", 1.0, 1, seed=5, media=media))
     return replace(plan, **{"width": 64, "height": 64, "frames": 9, "sample_frames": 9, **changes})
 

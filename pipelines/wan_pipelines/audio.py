@@ -53,11 +53,7 @@ class SoundReader:
 
     def pcm(self) -> Iterator[np.ndarray]:
         """All samples, float32 [channels, n] at 48 kHz, in pieces as they are decoded."""
-        resampler = av.AudioResampler(format="fltp", layout=self.layout, rate=RATE)
-        for frame in self._frames():
-            frame.pts = None
-            yield from (out.to_ndarray() for out in resampler.resample(frame))
-        yield from (out.to_ndarray() for out in resampler.resample(None))
+        return self._resampled("fltp", self.layout, RATE)
 
     def blocks(self, samples: int) -> Iterator[np.ndarray]:
         """Exactly `samples` samples in blocks of `BLOCK` (the last may be shorter): cut, or ended with silence."""
@@ -79,12 +75,28 @@ class SoundReader:
             left -= min(BLOCK, left)
             pending = pending[:, :0]
 
+    def _resampled(self, form: str, layout: str, rate: int) -> Iterator[np.ndarray]:
+        """All samples [channels, n] in one form, though the track may change its own on its way."""
+        resampler, shape = av.AudioResampler(format=form, layout=layout, rate=rate), None
+        for frame in self._frames():
+            frame.pts = None
+            if shape not in (None, _shape(frame)):
+                yield from (out.to_ndarray() for out in resampler.resample(None))
+                resampler = av.AudioResampler(format=form, layout=layout, rate=rate)
+            shape = _shape(frame)
+            yield from (out.to_ndarray() for out in resampler.resample(frame))
+        yield from (out.to_ndarray() for out in resampler.resample(None))
+
     def _frames(self) -> Iterator[av.AudioFrame]:
         for packet in self._container.demux(self._stream):
             try:
                 yield from packet.decode()
             except InvalidDataError:  # players leave out a broken packet too
                 continue
+
+
+def _shape(frame: av.AudioFrame) -> tuple[str, str, int]:
+    return frame.format.name, frame.layout.name, frame.sample_rate
 
 
 def sound_seconds(path: Path) -> float:

@@ -6,7 +6,7 @@ One pure `prepare_*` per family; the denoise loop does not know which one made i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +32,12 @@ class Conditioning:
     vace: Tensor | None = None
     #: how much each block of that stack counts [blocks]; None is 1 for all
     vace_scale: Tensor | None = None
+    #: states of the speech model [1, layers, width, 4T], one for each frame (S2V); before a chain, of all its clips
+    audio: Tensor | None = None
+    #: latents of the picture that every clip shows [1, z, 1, h, w] (S2V)
+    reference: Tensor | None = None
+    #: latents of what came before the clip [1, z, M, h, w], None when nothing did (S2V)
+    motion: Tensor | None = None
 
     def pin(self, latents: Tensor) -> Tensor:
         """Latents with the known frames put back: [1, z, T, h, w]."""
@@ -59,8 +65,16 @@ class Conditioning:
             "encoder_hidden_states_image": self.image,
             "control_hidden_states": self.vace,
             "control_hidden_states_scale": self.vace_scale,
+            "audio_features": self.audio,
+            "reference_latents": self.reference,
+            "motion_latents": self.motion,
         }
         return {name: tensor.to(dtype) for name, tensor in options.items() if tensor is not None}
+
+    def negative_options(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The same beside the negative prompt, where nothing is heard; pictures stay."""
+        unheard = self if self.audio is None else replace(self, audio=torch.zeros_like(self.audio))
+        return unheard.model_options(dtype)
 
     def tensors(self) -> dict[str, Tensor]:
         """The fields that are set, by name."""
@@ -101,6 +115,11 @@ def prepare_clean(prompt: Tensor, negative: Tensor | None, latents: Tensor) -> C
     several, the end of a clip, are told in the same way.
     """
     return Conditioning(prompt, negative, clean=latents)
+
+
+def prepare_reference(prompt: Tensor, negative: Tensor | None, latents: Tensor) -> Conditioning:
+    """S2V, still without sound. `latents` [1, z, 1, h, w] of the first frame, which the model need not keep."""
+    return Conditioning(prompt, negative, reference=latents)
 
 
 def _known_mask(latents: Tensor, prefix_frames: int, with_last: bool) -> Tensor:

@@ -18,7 +18,13 @@ from transformers import CLIPVisionModel
 
 from wan_pipelines.clip import shown_frames, upright
 from wan_pipelines.clip_vision import embed_pictures
-from wan_pipelines.conditioning import Conditioning, condition_video, prepare_clean, prepare_concat
+from wan_pipelines.conditioning import (
+    Conditioning,
+    condition_video,
+    prepare_clean,
+    prepare_concat,
+    prepare_reference,
+)
 from wan_pipelines.errors import CheckpointError, RenderError
 from wan_pipelines.framing import condition_image, visible
 from wan_pipelines.load import Checkpoint
@@ -46,12 +52,19 @@ class Media:
     first_frame: Path | None = None
     last_frame: Path | None = None
     first_clip: Path | None = None
+    #: for a model that listens; for others it is only the video's sound track
+    driving_audio: Path | None = None
 
     @property
     def files(self) -> dict[str, Path]:
         """The files that are given, by role."""
-        paths = {"first_frame": self.first_frame, "last_frame": self.last_frame, "first_clip": self.first_clip}
+        paths = {name: getattr(self, name) for name in self.__slots__}
         return {role: path for role, path in paths.items() if path is not None}
+
+    @property
+    def pictures(self) -> int:
+        """Pictures and clips among them."""
+        return len(self.files.keys() - {"driving_audio"})
 
     def digest(self) -> str:
         """Changes when any file's bytes or role do."""
@@ -85,11 +98,7 @@ class Family:
 
 def check_family(profile: Profile, checkpoint: Checkpoint) -> None:
     """Raises CheckpointError when the profile promises what its family or its weights cannot do."""
-    family = FAMILIES.get(profile.conditioning)
-    if family is None:
-        known = ", ".join(FAMILIES)
-        raise CheckpointError(f"model {profile.name}: conditioning {profile.conditioning} cannot run yet; {known} can")
-    if beyond := sorted(set(profile.inputs) - family.roles):
+    if beyond := sorted(set(profile.inputs) - FAMILIES[profile.conditioning].roles):
         raise CheckpointError(
             f"model {profile.name}: conditioning {profile.conditioning} has no place for {', '.join(beyond)}"
         )
@@ -97,6 +106,8 @@ def check_family(profile: Profile, checkpoint: Checkpoint) -> None:
         raise CheckpointError(f"model {profile.name} needs an image encoder, which its weights do not have")
     if profile.clip_pictures and profile.text_len != TEXT_BESIDE_CLIP:
         raise CheckpointError(f"model {profile.name}: text_len must be {TEXT_BESIDE_CLIP} beside an image encoder")
+    if profile.conditioning == "s2v":
+        _check_motion(profile, checkpoint)
 
 
 def read_known(plan: RenderPlan, media: Media, device: torch.device, beat: Beat) -> Known:
@@ -134,6 +145,16 @@ def check_clip(plan: RenderPlan, clip: Path | None) -> None:
         raise RenderError(f"the plan counts {plan.clip_frames} frames of first_clip, which is not what came with it")
 
 
+def _check_motion(profile: Profile, checkpoint: Checkpoint) -> None:
+    """The audio encoder inside the transformer counts the frames before a clip as the chain does."""
+    found = checkpoint.experts.high.config["motion_frames"]
+    if found != profile.motion_frames:
+        raise CheckpointError(
+            f"model {profile.name}: the transformer is told of {found} frames before a clip, "
+            f"the profile says {profile.motion_frames}"
+        )
+
+
 def beating(items: Iterable[T], beat: Beat) -> Iterator[T]:
     """The same items, with a beat before each."""
     for item in items:
@@ -162,12 +183,17 @@ def _tell_vace(texts: Texts, known: Known, encode: Encode) -> Conditioning:
     return prepare_vace(*texts, inactive, reactive, prefix_frames=len(known.prefix), with_last=known.last is not None)
 
 
+def _tell_s2v(texts: Texts, known: Known, encode: Encode) -> Conditioning:
+    return prepare_reference(*texts, encode(known.prefix, None, len(known.prefix)))
+
+
 FAMILIES = MappingProxyType(
     {
         "text": Family(frozenset(), _tell_text),
         "concat": Family(frozenset({"first_frame", "last_frame", "first_clip"}), _tell_concat),
         "expand_timesteps": Family(frozenset({"first_frame", "first_clip"}), _tell_clean),
         "vace": Family(frozenset({"first_frame", "last_frame", "first_clip"}), _tell_vace),
+        "s2v": Family(frozenset({"first_frame", "driving_audio"}), _tell_s2v),
     }
 )
 

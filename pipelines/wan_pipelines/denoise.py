@@ -13,9 +13,10 @@ from torch import Tensor
 from wan_pipelines.conditioning import Conditioning
 from wan_pipelines.errors import RenderError
 from wan_pipelines.plan import TRAIN_TIMESTEPS
+from wan_pipelines.s2v.transformer import WanS2VTransformer3DModel
 from wan_pipelines.samplers import Sampler
 
-Transformer = WanTransformer3DModel | WanVACETransformer3DModel
+Transformer = WanTransformer3DModel | WanVACETransformer3DModel | WanS2VTransformer3DModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +72,13 @@ def _velocity(model: Transformer, latents: Tensor, timestep: float, conditioning
     """Predicted noise - data in float32, guided away from the negative prompt when there is one."""
     hidden = conditioning.model_input(latents).to(model.dtype)  # [1, C, T, h, w]
     timesteps = conditioning.timesteps(timestep, latents, model.config["patch_size"])  # [1] or [1, S]
-    options = conditioning.model_options(model.dtype)
 
-    def predict(text: Tensor) -> Tensor:
+    def predict(text: Tensor, options: dict[str, Tensor]) -> Tensor:
         output = model(hidden, timesteps, text.to(model.dtype), return_dict=False, **options)
         return output[0].float()
 
     if scale == 1 or conditioning.negative is None:
-        return predict(conditioning.prompt)
-    cond, uncond = predict(conditioning.prompt), predict(conditioning.negative)
+        return predict(conditioning.prompt, conditioning.model_options(model.dtype))
+    cond = predict(conditioning.prompt, conditioning.model_options(model.dtype))
+    uncond = predict(conditioning.negative, conditioning.negative_options(model.dtype))
     return uncond + scale * (cond - uncond)

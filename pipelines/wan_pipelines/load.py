@@ -23,10 +23,11 @@ from transformers import AutoTokenizer, CLIPVisionModel, PreTrainedTokenizerBase
 from wan_pipelines.denoise import Experts
 from wan_pipelines.errors import CheckpointError
 from wan_pipelines.profile import Profile
+from wan_pipelines.s2v.memory import RATE
 from wan_pipelines.vace import MASK_CHANNELS
 from wan_pipelines.weights.assemble import Precision, Source, complete, load_part
 from wan_pipelines.weights.cache import PartCache
-from wan_pipelines.weights.diffusers_folder import INDEX, TRANSFORMERS, looks_like_one, read_sources
+from wan_pipelines.weights.diffusers_folder import INDEX, TRANSFORMERS, looks_like_one, read_json, read_sources
 from wan_pipelines.weights.folder import Found, scan
 from wan_pipelines.weights.kinds import differences, read_config, traits_of_config
 from wan_pipelines.weights.wanted import hint
@@ -162,6 +163,8 @@ def _is_of(profile: Profile, found: Found) -> bool:
 def check_parts(profile: Profile, folder: Path, sources: Mapping[str, Source], config_dir: Path | None) -> None:
     """Raises CheckpointError when the parts do not fit each other or the profile. Nothing was read but headers."""
     configs = {name: complete(source.config) for name, source in sources.items()}
+    if "audio_encoder" in sources:
+        _check_preprocessor(sources["audio_encoder"].where)
     for name in TRANSFORMERS:
         if name in sources:
             _check_architecture(profile, sources[name], configs[name], config_dir)
@@ -217,6 +220,16 @@ def _check_audio(folder: Path, config: dict[str, Any], encoder: dict[str, Any] |
             f"{folder}: the transformer takes {found[1]} audio states of {found[0]}, "
             f"the encoder has {wanted[1]} of {wanted[0]}"
         )
+
+
+def _check_preprocessor(where: Path) -> None:
+    """Sound is brought to 16 kHz and normalised; a speech model whose own preprocessor does otherwise is refused."""
+    path = (where if where.is_dir() else where.parent) / "preprocessor_config.json"
+    config = read_json(path) if path.is_file() else {}
+    rate, normalises = config.get("sampling_rate", RATE), config.get("do_normalize", True)
+    if rate != RATE or not normalises:
+        asks = f"sound at {rate} Hz, {'' if normalises else 'not '}normalised"
+        raise CheckpointError(f"{path}: the speech model wants {asks}; here it gets {RATE} Hz, normalised")
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:

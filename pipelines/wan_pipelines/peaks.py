@@ -141,11 +141,12 @@ def _activations(footprint: Footprint, plan: RenderPlan, known: int, *, fp8: boo
     if pictures:
         found["image"] = activations.image_bytes(configs["image_encoder"], pictures, *size)
     if "audio_encoder" in configs:
-        found["audio"] = wav2vec2_bytes(configs["audio_encoder"], plan.seconds)
+        heard_s = plan.clips.heard_seconds if plan.clips else plan.seconds
+        found["audio"] = wav2vec2_bytes(configs["audio_encoder"], heard_s)
     if encoded := _encoded_frames(footprint, plan, known):
         found["encode"] = vae_memory.encode_bytes(configs["vae"], *size, max(known, plan.prefix_frames), encoded)
     found["denoise"] = max(activations.denoise_bytes(configs[n], sample) for n in EXPERTS if n in configs)
-    found["decode"] = vae_memory.decode_bytes(configs["vae"], *size, frames)
+    found["decode"] = vae_memory.decode_bytes(configs["vae"], *size, _decoded_latents(plan, frames))
     return found
 
 
@@ -155,7 +156,17 @@ def _encoded_frames(footprint: Footprint, plan: RenderPlan, known: int) -> int:
         return 0
     if footprint.conditioning == "expand_timesteps":
         return max(known, plan.prefix_frames) if known else 0
+    if plan.clips is not None:  # the first frame; between two clips the end of the one before
+        return plan.clips.spec.motion_frames if len(plan.clips.clips) > 1 else 1
     return plan.sample_frames
+
+
+def _decoded_latents(plan: RenderPlan, frames: int) -> int:
+    """Latent frames that are decoded at once: those of the sample, behind what a clip of a chain was told of."""
+    if plan.clips is None:
+        return frames
+    told = (plan.clips.spec.motion_frames - 1) // TEMPORAL_STRIDE + 1
+    return max((told if clip.number else 1) + clip.latent_frames for clip in plan.clips.clips)
 
 
 def _power_of_two(size: int) -> int:

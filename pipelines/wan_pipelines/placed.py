@@ -51,6 +51,8 @@ class LoadOptions:
     #: models that are in this process already; the new one joins them
     neighbours: list[Placed] = field(default_factory=list)
     on_part: OnPart | None = None
+    #: folder in which a model that listens keeps what it heard, for the next job with the same sound
+    speech_cache: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,6 +11,7 @@ from typing import Any
 
 from wan_pipelines.errors import PlanError
 from wan_pipelines.profile import TEMPORAL_STRIDE, Profile
+from wan_pipelines.s2v.clips import Chain, ChainSpec, make_chain
 from wan_pipelines.sizes import output_size, sample_size, visible_size
 
 #: noise levels of training; timesteps are sigma times this
@@ -59,7 +60,7 @@ class RenderPlan:
     seconds: int
     #: frames of the video: fps * seconds
     frames: int
-    #: frames that are sampled: the smallest 4n+1 that covers the prefix and what is new
+    #: frames that are sampled in one go: the smallest 4n+1 that covers the prefix and what is new; or the longest clip
     sample_frames: int
     seed: int
     sampler: str
@@ -74,6 +75,13 @@ class RenderPlan:
     clip_frames: int = 0
     #: frames at the start of the sample that repeat the clip's end and are not shown: 4n+1, or 0 without a clip
     prefix_frames: int = 0
+    #: how the video is put together out of clips, where it is
+    chain: ChainSpec | None = None
+
+    @property
+    def clips(self) -> Chain | None:
+        """The clips that follow each other; None when everything is sampled in one go."""
+        return make_chain(self.chain, self.seconds, self.seed) if self.chain else None
 
     @property
     def steps(self) -> int:
@@ -99,7 +107,8 @@ class RenderPlan:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RenderPlan:
-        return cls(**{**data, "sigmas": tuple(data["sigmas"])})
+        chain = data.get("chain")
+        return cls(**{**data, "sigmas": tuple(data["sigmas"]), "chain": ChainSpec(**chain) if chain else None})
 
 
 def make_plan(profile: Profile, request: PlanRequest) -> RenderPlan:
@@ -186,7 +195,8 @@ def shifted(levels: Sequence[float], shift: float) -> tuple[float, ...]:
 def beyond_training(profile: Profile, plan: RenderPlan) -> tuple[str, ...]:
     """Sentences on what the plan asks of the model beyond what it was trained on; for output_meta."""
     notes = []
-    if profile.trained_frames is not None and plan.sample_frames > profile.trained_frames:
+    is_long = profile.trained_frames is not None and plan.sample_frames > profile.trained_frames
+    if is_long and plan.chain is None:  # the few frames more of a first clip are the chain's own choice
         notes.append(
             f"input.duration: model {profile.name} was trained on {profile.trained_frames} frames and made "
             f"{plan.sample_frames} in one go; motion may drift or repeat"
@@ -206,7 +216,7 @@ def _area(size: str) -> int:
     return math.prod(int(side) for side in size.split("x"))
 
 
-def _count_frames(profile: Profile, request: PlanRequest) -> dict[str, int]:
+def _count_frames(profile: Profile, request: PlanRequest) -> dict[str, Any]:
     """The plan's numbers of frames, by field."""
     clip = _clip_frames(profile, request)
     prefix = min(profile.prefix_frames, _whole_latents(clip)) if clip else 0
@@ -221,8 +231,19 @@ def _count_frames(profile: Profile, request: PlanRequest) -> dict[str, int]:
             "input.duration: must be longer than first_clip, which is part of the video "
             f"(got {request.seconds} s and a clip of {request.clip_seconds:g} s)"
         )
+    if (spec := _chain_spec(profile)) is not None:
+        longest_clip = max(clip.sampled for clip in make_chain(spec, request.seconds, request.seed).clips)
+        return {"frames": frames, "sample_frames": longest_clip, "chain": spec}
     sampled = _whole_latents(prefix + frames - clip + TEMPORAL_STRIDE - 1)
     return {"frames": frames, "clip_frames": clip, "prefix_frames": prefix, "sample_frames": sampled}
+
+
+def _chain_spec(profile: Profile) -> ChainSpec | None:
+    """How the model chains clips; None for one that samples in one go."""
+    if profile.clip_frames is None or profile.motion_frames is None:
+        return None
+    least = min(ChainSpec().least_frames, profile.clip_frames)
+    return ChainSpec(profile.fps, profile.clip_frames, least, profile.motion_frames)
 
 
 def _clip_frames(profile: Profile, request: PlanRequest) -> int:

@@ -94,7 +94,7 @@ class Profile:
     #: media that condition the model; driving audio is muxed by every profile, and listed only where the model hears it
     inputs: tuple[Role, ...]
     fps: Annotated[int, Field(ge=1, le=60)]
-    #: most frames of one sample, 4n+1
+    #: most frames of one sample, or of a video whose clips are chained; 4n+1
     max_frames: Annotated[int, Field(ge=5)]
     #: sampled width and height are multiples of this: VAE stride times patch
     size_multiple: Annotated[int, Field(ge=2)]
@@ -126,6 +126,10 @@ class Profile:
     trained_sizes: tuple[Annotated[str, Field(pattern=r"^\d+x\d+$")], ...] = ()
     #: most frames of a clip's end that the model sees when it goes on from there, 4n+1
     prefix_frames: Annotated[int, Field(ge=1)] = 17
+    #: frames of one clip, where a video is a chain of clips that each know the end of the one before ("s2v")
+    clip_frames: Annotated[int | None, Field(ge=4, multiple_of=TEMPORAL_STRIDE)] = None
+    #: pixel frames before a clip that it is told of, 4n+1
+    motion_frames: Annotated[int | None, Field(ge=1)] = None
     #: fraction of the noise range below which the low-noise expert takes over; None for a single expert
     boundary: Annotated[float | None, Field(gt=0, lt=1)] = None
     #: pixel budget of the sample; None samples at the output size
@@ -170,9 +174,18 @@ class Profile:
             raise ValueError(f"sample_pixels: must be at least size_multiple squared ({self.size_multiple**2})")
         return self
 
+    @model_validator(mode="after")
+    def _check_clips(self) -> Profile:
+        given = {self.clip_frames is not None, self.motion_frames is not None}
+        if given != {self.conditioning == "s2v"}:
+            raise ValueError('clip_frames, motion_frames: are needed with conditioning = "s2v", and only then')
+        if (self.motion_frames or 1) % TEMPORAL_STRIDE != 1 or (self.motion_frames or 0) > (self.clip_frames or 0):
+            raise ValueError(f"motion_frames: must be 4n+1 and at most clip_frames (got {self.motion_frames})")
+        return self
+
     @property
     def max_seconds(self) -> int:
-        """Longest video in whole seconds, sampled in one go from its first frame on."""
+        """Longest video in whole seconds, from its first frame on."""
         return self.max_frames // self.fps
 
     @property

@@ -30,7 +30,10 @@ from wan_pipelines.placed import LoadOptions, Placed, load_placed
 from wan_pipelines.placement import Placement
 from wan_pipelines.plan import RenderPlan, check_media
 from wan_pipelines.profile import TEMPORAL_STRIDE, Profile
-from wan_pipelines.resume import StepSaver, resume
+from wan_pipelines.resume import Bookmark
+from wan_pipelines.s2v.chain_render import ChainRender
+from wan_pipelines.s2v.clips import Chain, Clip
+from wan_pipelines.s2v.speech import FeatureCache, SpeechEncoder, hear
 from wan_pipelines.samplers import make_sampler
 from wan_pipelines.tensorfile import load_tensors, read_metadata, save_tensors
 from wan_pipelines.text import TextStates, encode_text
@@ -62,6 +65,8 @@ class Renderer:
     checkpoint_every_s: float = 30.0
     #: brings the parts to the device for their stage; None when all of them stay there
     placed: Placed | None = None
+    #: of a model that listens; None makes one for each job, without a cache
+    speech: SpeechEncoder | None = None
 
     @classmethod
     def load(
@@ -80,8 +85,11 @@ class Renderer:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         silence_progress_bars()
         ensure_checkpoint(profile, folder)
-        placed = load_placed(profile, folder, torch.device(device), options or LoadOptions())
-        return cls(profile, placed.checkpoint, torch.device(device), checkpoint_every_s, placed)
+        options = options or LoadOptions()
+        placed = load_placed(profile, folder, torch.device(device), options)
+        encoder, cache = placed.checkpoint.audio_encoder, options.speech_cache
+        speech = SpeechEncoder.of(encoder, FeatureCache(cache) if cache else None) if encoder else None
+        return cls(profile, placed.checkpoint, torch.device(device), checkpoint_every_s, placed, speech)
 
     @torch.inference_mode()
     def encode(self, plan: RenderPlan, media: Media, out: Path, beat: Callable[[], None]) -> EncodeReport:
@@ -91,7 +99,7 @@ class Renderer:
         """
         self._check_plan(plan)
         check_media(self.profile, media.files)
-        pictures = min(1, len(media.files))
+        pictures = min(1, media.pictures)
         placement = self.place(plan, pictures)
         beat()
         with self._stage("text"):
@@ -99,7 +107,7 @@ class Renderer:
             negative = self._encode_text(plan.negative_prompt) if plan.is_guided else None
         known = read_known(plan, media, self.device, beat)
         conditioning = self._tell(known, (prompt.states, negative.states if negative else None), beat)
-        conditioning = self._show(conditioning, plan, known)
+        conditioning = self._listen(self._show(conditioning, plan, known), plan, media)
         about = {"plan": plan.key, "media": media.digest(), "known": str(pictures)}
         save_tensors(out, conditioning.tensors(), about)
         return EncodeReport(
@@ -121,27 +129,20 @@ class Renderer:
     ) -> None:
         """Noise to latents in `out`. `on_step(done, steps)` comes after each step and may raise.
 
-        When `checkpoint` was written for the same plan and media, goes on from there; any other one is ignored.
+        Between two clips of a chain it comes again and again with the same numbers. When `checkpoint` was written for
+        the same plan and media, goes on from there; any other one is ignored.
         """
         self._check_plan(plan)
         metadata = _metadata_for(plan, conditioning)
         self.place(plan, int(metadata["known"]))
         conditions = Conditioning(**load_tensors(conditioning, self.device))
-        sampler = make_sampler(plan.sampler, plan.sigmas)
-        latents = resume(sampler, checkpoint, metadata, self.device)
-        if latents is None:
-            latents = initial_noise(plan, self._latent_shape(plan)).to(self.device)
-        saver = StepSaver(sampler, checkpoint, metadata, self.checkpoint_every_s)
-
-        def after_step(done: int, current: Tensor) -> None:
-            saver.offer(current)
-            on_step(done, plan.steps)
-
-        experts = replace(self.checkpoint.experts, boundary=plan.boundary)
-        guidance = Guidance(plan.guidance_high, plan.guidance_low)
-        with self._stage("denoise"):
-            result = denoise(experts, latents, conditions, sampler, guidance, after_step)
-        save_tensors(out, {"latents": result}, metadata)
+        mark = Bookmark(checkpoint, metadata, self.checkpoint_every_s)
+        if plan.clips is None:
+            noise = self._noise(plan, plan.seed, (plan.sample_frames - 1) // TEMPORAL_STRIDE + 1)
+            made = {"latents": self._sample(plan, noise, conditions, mark, lambda done: on_step(done, plan.steps))}
+        else:
+            made = self._sample_clips(plan, plan.clips, conditions, mark, on_step)
+        save_tensors(out, made, metadata)
 
     @torch.inference_mode()
     def decode(
@@ -160,20 +161,66 @@ class Renderer:
         self._check_plan(plan)
         check_clip(plan, clip)
         self.place(plan, int(_metadata_for(plan, latents)["known"]))
-        tensor = load_tensors(latents, self.device)["latents"]
+        tensors = load_tensors(latents, torch.device("cpu"))
         spec = Mp4Spec(plan.width, plan.height, plan.fps, plan.frames, sound=sound, watermark=plan.watermark)
         with self._stage("decode"), Mp4Writer(out, spec) as writer:
             done = 0
-            for chunk in chain(_clip_frames(plan, clip), self._new_frames(plan, tensor)):
+            for chunk in chain(_clip_frames(plan, clip), self._new_frames(plan, tensors)):
                 writer.write(chunk)
                 done += chunk.shape[0]
                 on_frames(done, plan.frames)
         return writer.facts
 
-    def _new_frames(self, plan: RenderPlan, latents: Tensor) -> Iterator[Tensor]:
+    def _sample(
+        self, plan: RenderPlan, noise: Tensor, conditions: Conditioning, mark: Bookmark, on_step: Callable[[int], None]
+    ) -> Tensor:
+        """Latents from noise, or from where the bookmark is; `on_step` gets the steps that are done."""
+        sampler = make_sampler(plan.sampler, plan.sigmas)
+        found = mark.take_up(sampler, self.device)
+
+        def after_step(done: int, current: Tensor) -> None:
+            mark.offer(sampler, current)
+            on_step(done)
+
+        experts = replace(self.checkpoint.experts, boundary=plan.boundary)
+        guidance = Guidance(plan.guidance_high, plan.guidance_low)
+        with self._stage("denoise"):
+            return denoise(experts, noise if found is None else found, conditions, sampler, guidance, after_step)
+
+    def _sample_clips(
+        self,
+        plan: RenderPlan,
+        clips: Chain,
+        conditions: Conditioning,
+        mark: Bookmark,
+        on_step: Callable[[int, int], None],
+    ) -> dict[str, Tensor]:
+        """The same of clips that follow each other; steps are counted over all of them."""
+        total = plan.steps * len(clips.clips)
+
+        def sample(clip: Clip, told: Conditioning) -> Tensor:
+            before = plan.steps * clip.number
+            noise = self._noise(plan, clip.seed, clip.latent_frames)
+            return self._sample(plan, noise, told, mark, lambda done: on_step(before + done, total))
+
+        def beat() -> None:
+            done = sum(name.startswith("latents") for name in mark.held)
+            on_step(plan.steps * done, total)
+
+        return self._chain(clips).denoise(conditions, mark.held, sample, beat)
+
+    def _chain(self, clips: Chain) -> ChainRender:
+        return ChainRender(clips, self.checkpoint.vae, self.device, self._stage)
+
+    def _new_frames(self, plan: RenderPlan, made: dict[str, Tensor]) -> Iterator[Tensor]:
         """The sampled frames that are shown, [f, 3, visible height, visible width] in [0, 1]."""
-        stop = plan.prefix_frames + plan.frames - plan.clip_frames
-        for chunk in frames_between(stream_decode(self.checkpoint.vae, latents), plan.prefix_frames, stop):
+        if plan.clips is not None:
+            chunks = self._chain(plan.clips).frames(made)
+        else:
+            stop = plan.prefix_frames + plan.frames - plan.clip_frames
+            decoded = stream_decode(self.checkpoint.vae, made["latents"].to(self.device))
+            chunks = frames_between(decoded, plan.prefix_frames, stop)
+        for chunk in chunks:
             yield visible(chunk, plan)
 
     def _check_plan(self, plan: RenderPlan) -> None:
@@ -197,6 +244,15 @@ class Renderer:
         with self._stage("image"):
             return replace(conditioning, image=show(self.profile, encoder, plan, known))
 
+    def _listen(self, conditioning: Conditioning, plan: RenderPlan, media: Media) -> Conditioning:
+        """Adds what the clips of a chain hear, one behind the other."""
+        encoder = self.checkpoint.audio_encoder
+        if plan.clips is None or encoder is None or media.driving_audio is None:
+            return conditioning
+        with self._stage("audio"):
+            heard = hear(self.speech or SpeechEncoder.of(encoder), media.driving_audio, plan.clips)
+        return replace(conditioning, audio=torch.cat(heard, dim=-1)[None])
+
     def place(self, plan: RenderPlan, known: int) -> Placement | None:
         """Keep the weights as the plan needs it; before each stage, because another job may have run in between.
 
@@ -208,15 +264,13 @@ class Renderer:
         """Inside, what computes in this stage is on the device."""
         return nullcontext() if self.placed is None else self.placed.keeper.stage(name)
 
-    def _latent_shape(self, plan: RenderPlan) -> tuple[int, ...]:
-        vae, stride = self.checkpoint.vae, self.checkpoint.vae_stride
-        frames = (plan.sample_frames - 1) // TEMPORAL_STRIDE + 1
-        return 1, vae.config["z_dim"], frames, plan.sample_height // stride, plan.sample_width // stride
-
-
-def initial_noise(plan: RenderPlan, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise in float32, drawn on the CPU so that a seed means the same on every device."""
-    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(plan.seed), dtype=torch.float32)
+    def _noise(self, plan: RenderPlan, seed: int, latent_frames: int) -> Tensor:
+        """Standard normal noise [1, z, T, h, w] in float32, drawn on the CPU: a seed means the same on every device."""
+        stride = self.checkpoint.vae_stride
+        size = (plan.sample_height // stride, plan.sample_width // stride)
+        shape = (1, self.checkpoint.vae.config["z_dim"], latent_frames, *size)
+        noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float32)
+        return noise.to(self.device)
 
 
 def _metadata_for(plan: RenderPlan, path: Path) -> dict[str, str]:

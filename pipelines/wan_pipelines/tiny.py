@@ -26,7 +26,6 @@ from wan_pipelines.clip_vision import MEAN, STD
 from wan_pipelines.denoise import Transformer
 from wan_pipelines.profile import Profile
 from wan_pipelines.s2v.miniature import make_audio_encoder, make_transformer
-from wan_pipelines.s2v.transformer import WanS2VTransformer3DModel
 from wan_pipelines.vace import MASK_CHANNELS
 
 Z_DIM = 16
@@ -196,7 +195,7 @@ def _soften(conv: nn.Conv3d) -> None:
         conv.bias.zero_()
 
 
-def _transformer(spec: TinySpec) -> Transformer | WanS2VTransformer3DModel:
+def _transformer(spec: TinySpec) -> Transformer:
     size: dict[str, Any] = {
         "num_attention_heads": 2,
         "attention_head_dim": 32,

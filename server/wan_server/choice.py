@@ -108,8 +108,8 @@ def _ability(profiles: Sequence[Profile], media: tuple[str, ...]) -> Json:
     found: Json = {"inputs": list(media), "models": able}
     if not able:
         found["why_not"] = explain({p.served_as: refusal(p, wish) or "" for p in profiles})
-    elif "driving_audio" in media and not any("driving_audio" in p.inputs for p in profiles):
-        found["note"] = "no model here listens to driving_audio: it becomes the sound of the video"
+    elif "driving_audio" in media and not any("driving_audio" in p.inputs for p in profiles if p.served_as in able):
+        found["note"] = "no model that can do this listens to driving_audio: it becomes the sound of the video"
     return found
 
 

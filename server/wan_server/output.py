@@ -71,6 +71,7 @@ def _video_meta(job: Job, profile: Profile, made: Ingredients) -> Json:
             "sampled_height": plan.sample_height,
             "sampled_frames": plan.sample_frames,
             **_clip_facts(plan),
+            **_chain_facts(plan, facts),
             "sampler": plan.sampler,
             "steps": len(plan.sigmas) - 1,
             "shift": plan.shift,
@@ -106,7 +107,7 @@ def not_honoured(job: Job, made: Ingredients, plan: RenderPlan) -> list[str]:
         )
     notes += _crop_notes(made.prepared["probes"], plan)
     if sound := made.prepared["probes"].get("driving_audio"):
-        notes += _sound_notes(sound["seconds"], plan.seconds)
+        notes += _sound_notes(sound["seconds"], plan)
     if clip := made.prepared["probes"].get("first_clip"):
         notes += _clip_notes(clip, made.facts, plan)
     return notes
@@ -135,6 +136,25 @@ def _clip_facts(plan: RenderPlan) -> Json:
     return {"clip_frames": plan.clip_frames, "prefix_frames": plan.prefix_frames} if plan.clip_frames else {}
 
 
+def _chain_facts(plan: RenderPlan, facts: Json) -> Json:
+    """How a video was put together out of clips, and which of its frames heard what."""
+    if plan.clips is None:
+        return {}
+    spec, clips = plan.clips.spec, plan.clips.clips
+    told = [
+        {
+            "frames": [clip.start, clip.stop],
+            "sampled_frames": clip.sampled,
+            "seed": clip.seed,
+            "motion_frames": spec.motion_frames if clip.number else 0,
+        }
+        for clip in clips
+    ]
+    # frame k of the video hears the sound at k / fps seconds, in every clip
+    heard = {"seconds": facts["audio_seconds"], "offset_frames": 0}
+    return {"sampled_frames": sum(clip.sampled for clip in clips), "clips": told, "driving_audio": heard}
+
+
 def _clip_notes(clip: Json, facts: Json, plan: RenderPlan) -> list[str]:
     notes = []
     if clip["fps"] and abs(clip["fps"] / plan.fps - 1) > RATE_SLACK:
@@ -161,11 +181,12 @@ def _crop_notes(probes: Json, plan: RenderPlan) -> list[str]:
     return notes
 
 
-def _sound_notes(sound_s: float, video_s: int) -> list[str]:
-    if sound_s < video_s - SOUND_SLACK_S:
-        return [f"input.driving_audio: ends after {sound_s:.1f} s; the rest of the video is silent"]
-    if sound_s > video_s + SOUND_SLACK_S:
-        return [f"input.driving_audio: has {sound_s:.1f} s; it was cut to the {video_s} s of the video"]
+def _sound_notes(sound_s: float, plan: RenderPlan) -> list[str]:
+    if sound_s < plan.seconds - SOUND_SLACK_S:
+        rest = " and the model hears silence there" if plan.chain else ""
+        return [f"input.driving_audio: ends after {sound_s:.1f} s; the rest of the video is silent{rest}"]
+    if sound_s > plan.seconds + SOUND_SLACK_S:
+        return [f"input.driving_audio: has {sound_s:.1f} s; it was cut to the {plan.seconds} s of the video"]
     return []
 
 

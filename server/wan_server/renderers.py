@@ -55,7 +55,12 @@ def load_renderers(
     from wan_pipelines.placed import LoadOptions
     from wan_pipelines.renderer import Renderer
 
-    options = LoadOptions(placement=settings.placement, config_dir=settings.configs, parts=PartCache())
+    options = LoadOptions(
+        placement=settings.placement,
+        config_dir=settings.configs,
+        parts=PartCache(),
+        speech_cache=settings.data_dir / "speech",
+    )
     loaded: dict[str, Renderer] = {}
     for profile in profiles:
         folder = checkpoint_folder(profile, settings.weights, settings.configs)

@@ -85,7 +85,8 @@ class GenerateInput(BaseModel):
     )
     driving_audio: FileField = Field(
         None,
-        description="Sound for the video, together with first_frame: WAV or MP3, 2 to 30 s, at most 15 MB.",
+        description="Sound for the video, together with first_frame: WAV or MP3, 2 to 30 s, at most 15 MB. A model "
+        "that listens moves to it.",
     )
     first_clip: FileField = Field(
         None,

@@ -94,9 +94,11 @@ class Stages:
         from wan_pipelines.renderer import Media
 
         with ExitStack() as stack, self._work(job) as work:
-            given = {role: self._local(stack, prepared, role) for role in media.VISUAL}
+            renderer = self.renderers.of(job.model)
+            listens = {"driving_audio"} & set(renderer.profile.inputs)
+            given = {role: self._local(stack, prepared, role) for role in (*media.VISUAL, *listens)}
             out = work / CONDITIONING
-            facts = self.renderers.of(job.model).encode(plan, Media(**given), out, report.beat)
+            facts = renderer.encode(plan, Media(**given), out, report.beat)
             self.files.scratch_put(job.id, CONDITIONING, out)
         return asdict(facts)
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import av
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -51,14 +50,7 @@ class SpeechReader(SoundReader):
 
     def speech(self) -> Iterator[np.ndarray]:
         """All samples, float32 [n] at 16 kHz, channels mixed, in pieces as they are decoded."""
-        resampler, shape = None, None
-        for frame in self._frames():
-            frame.pts = None
-            if resampler is None or shape != _shape(frame):  # a track may change on its way
-                yield from _flushed(resampler)
-                resampler, shape = av.AudioResampler(format="flt", layout="mono", rate=RATE), _shape(frame)
-            yield from (out.to_ndarray()[0] for out in resampler.resample(frame))
-        yield from _flushed(resampler)
+        return (piece[0] for piece in self._resampled("flt", "mono", RATE))
 
 
 def read_speech(path: Path, seconds: float) -> np.ndarray:
@@ -195,11 +187,3 @@ def _first(pieces: Iterator[np.ndarray], count: int) -> np.ndarray:
         if not left:
             break
     return np.concatenate(taken)
-
-
-def _shape(frame: av.AudioFrame) -> tuple[str, str, int]:
-    return frame.format.name, frame.layout.name, frame.sample_rate
-
-
-def _flushed(resampler: av.AudioResampler | None) -> Iterator[np.ndarray]:
-    yield from (out.to_ndarray()[0] for out in (resampler.resample(None) if resampler else []))

@@ -60,10 +60,11 @@ def read_index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: no checkpoint in diffusers layout there")
-    return _read_json(path)
+    return read_json(path)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises CheckpointError."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -102,7 +103,7 @@ def _source(part: Part, folder: Path) -> Source:
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
-    config = _read_json(path)
+    config = read_json(path)
     name = _class_name(part, path, config)
     stem = "model" if part in _MODEL_TYPES else "diffusion_pytorch_model"
     return Source(part, folder, {**config, "_class_name": name}, open_tensors(model_files(folder, stem)))

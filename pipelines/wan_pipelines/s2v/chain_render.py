@@ -1,0 +1,117 @@
+"""A video of clips that follow each other: denoised one by one, each told how the one before it ended.
+
+Source: Wan-Video/Wan2.2 42bf4cf, wan/speech2video.py (WanS2V.generate): the decoded end of a clip is encoded again as
+the motion latents of the next. Latents of all clips wait on the CPU, 40 MB for 5 s of 720P; pixels are made a clip at a
+time, once for that end and once for the video, so nothing on the device grows with the duration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from torch import Tensor
+
+from wan_pipelines.conditioning import Conditioning
+from wan_pipelines.errors import RenderError
+from wan_pipelines.framing import frames_between
+from wan_pipelines.peaks import Stage
+from wan_pipelines.profile import TEMPORAL_STRIDE
+from wan_pipelines.s2v.clips import Chain, Clip
+from wan_pipelines.vae import encode_frames, stream_decode
+
+#: latents [1, z, 1, h, w] of the picture that every clip shows, among those of the clips
+REFERENCE = "reference"
+#: denoises one clip with what it is told: [1, z, T, h, w]
+Sample = Callable[[Clip, Conditioning], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class ChainRender:
+    """The clips of one video and the autoencoder that they go through. Everything that is kept lies on the CPU."""
+
+    chain: Chain
+    vae: AutoencoderKLWan
+    device: torch.device
+    #: inside, what computes in a stage is on the device
+    stage: Callable[[Stage], AbstractContextManager[None]]
+
+    def denoise(
+        self, conditions: Conditioning, held: dict[str, Tensor], sample: Sample, beat: Callable[[], None]
+    ) -> dict[str, Tensor]:
+        """Latents and motion latents of all clips, and the reference: what `frames` needs.
+
+        `conditions` has the sound of all clips. `held` is filled on the way; what is in it already is not made again.
+        `beat` is called between pieces of work of the autoencoder and may raise.
+        """
+        if conditions.reference is None or conditions.audio is None:
+            raise RenderError("the conditions of a chain of clips have no reference or no sound")
+        held[REFERENCE] = conditions.reference.cpu()
+        heard = conditions.audio.split([clip.sampled for clip in self.chain.clips], dim=-1)
+        for clip, audio in zip(self.chain.clips, heard, strict=True):
+            if latents_name(clip.number) in held:
+                continue
+            if self._is_moved(clip) and motion_name(clip.number) not in held:
+                held[motion_name(clip.number)] = self._motion(clip, held, beat)
+            motion = held.get(motion_name(clip.number))
+            told = replace(conditions, audio=audio, motion=None if motion is None else motion.to(self.device))
+            held[latents_name(clip.number)] = sample(clip, told).cpu()
+        return held
+
+    def frames(self, made: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        """The frames of the video, as [f, 3, H, W] in [0, 1] on the device; a chunk may be empty."""
+        for clip in self.chain.clips:
+            yield from self._decoded(clip, made, clip.shown)
+
+    def _decoded(self, clip: Clip, made: Mapping[str, Tensor], part: slice) -> Iterator[Tensor]:
+        """Some of the frames that a clip samples, decoded behind what it was told of; what follows is not computed."""
+        before = made[motion_name(clip.number) if self._is_moved(clip) else REFERENCE]
+        latents = torch.cat([before, made[latents_name(clip.number)]], dim=2).to(self.device)
+        skipped = 1 + TEMPORAL_STRIDE * (before.shape[2] - 1)
+        return frames_between(stream_decode(self.vae, latents), skipped + part.start, skipped + part.stop)
+
+    def _motion(self, clip: Clip, made: Mapping[str, Tensor], beat: Callable[[], None]) -> Tensor:
+        """Latents [1, z, M, h, w] of the frames before a clip, decoded from the clip before it."""
+        pixels = self._before(clip, made, beat)  # [3, 4m + 1, H, W]
+        first, *rest = pixels[:, :1], *pixels[:, 1:].split(TEMPORAL_STRIDE, dim=1)
+
+        def chunks() -> Iterator[Tensor]:
+            for chunk in (first, *rest):
+                beat()
+                yield chunk[None].to(self.device)
+
+        with self.stage("encode"):
+            return encode_frames(self.vae, chunks()).cpu()
+
+    def _before(self, clip: Clip, made: Mapping[str, Tensor], beat: Callable[[], None]) -> Tensor:
+        """The frames before a clip, [3, n, H, W] in [-1, 1] on the CPU: grey ones, then the end of the last clip."""
+        grey, known = clip.motion(self.chain.spec.motion_frames)
+        if not known:
+            height, width = (side * self.vae.config["scale_factor_spatial"] for side in made[REFERENCE].shape[3:])
+            return torch.zeros(3, grey, height, width)
+        last = self.chain.clips[clip.number - 1]
+        if grey or known.start < last.start:
+            raise RenderError(f"clip {clip.number} is told of more frames than the clip before it has")
+        pieces = []
+        with self.stage("decode"):
+            for chunk in self._decoded(last, made, slice(known.start - last.begins, known.stop - last.begins)):
+                beat()
+                pieces.append(chunk.cpu())
+        return torch.cat(pieces).transpose(0, 1) * 2 - 1
+
+    def _is_moved(self, clip: Clip) -> bool:
+        """Whether a clip is told of motion: all but a first one that drops its spoiled frames instead."""
+        return clip.number > 0 or not self.chain.spec.lead_frames
+
+
+def latents_name(number: int) -> str:
+    """The key of a clip's latents."""
+    return f"latents.{number}"
+
+
+def motion_name(number: int) -> str:
+    """The key of the latents of what came before a clip."""
+    return f"motion.{number}"

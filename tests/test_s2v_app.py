@@ -1,0 +1,165 @@
+"""A picture that moves to a sound, through HTTP, queue and worker with the miniature of S2V."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from inferencesh import Inference
+
+from front_end import APP, front_end
+from media_samples import make_audio, make_image, read_audio
+from mp4_facts import examine, ffmpeg_complaints
+from sdk_input import COMPLETED, TERMINAL
+from server_process import Server, running_server
+from test_s2v_speech import write_wave
+from wan_server.tables import Workers, make_engine
+
+MODEL = "tiny-s2v"
+FPS = 16
+RATE = 44_100
+#: frames on which the click track clicks; uneven, so that only one offset fits
+CLICKS = (5, 12, 26, 33, 47, 61, 70, 83, 97, 118, 131, 150, 163, 187, 204, 229)
+AAC_FRAME = 1024
+
+
+def click_track(path: Path, seconds: float) -> Path:
+    """10 ms of 2 kHz at the moment in which each of those frames comes up."""
+    samples = np.zeros(round(seconds * RATE))
+    click = 0.8 * np.sin(2 * np.pi * 2000 * np.arange(RATE // 100) / RATE)
+    for start in (round(frame / FPS * RATE) for frame in CLICKS if frame < seconds * FPS - 1):
+        samples[start : start + len(click)] = click
+    return write_wave(path, samples, RATE)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    settings = {"WANBOX_MODELS": f"tiny,{MODEL}", "WANBOX_CHECKPOINT_EVERY_S": "0", "WANBOX_HEARTBEAT_S": "0.5"}
+    with running_server(tmp_path_factory.mktemp("s2v") / "data", settings=settings) as running:
+        yield running
+
+
+def request(first_frame: Path, sound: Path, seconds: int) -> dict[str, Any]:
+    given = {"prompt": "a face", "first_frame": str(first_frame), "driving_audio": str(sound), "duration": seconds}
+    return {"app": APP, "input": {**given, "resolution": "720P", "prompt_extend": False, "seed": 3}}
+
+
+def ended(server: Server, task_id: str) -> dict[str, Any]:
+    give_up = time.monotonic() + 300
+    while True:
+        task = httpx.get(f"{server.base_url}/tasks/{task_id}").raise_for_status().json()["data"]
+        if task["status"] in TERMINAL:
+            assert task["status"] == COMPLETED, task["error"]
+            return task
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
+
+
+def submit(server: Server, wish: dict[str, Any]) -> str:
+    task = Inference(api_key="any", base_url=server.base_url).run(wish, wait=False)
+    assert isinstance(task, dict)
+    return task["id"]
+
+
+def video_of(task: dict[str, Any], path: Path) -> Path:
+    path.write_bytes(httpx.get(task["output"]["video"]).raise_for_status().content)
+    return path
+
+
+def offset_s(given: Path, made: Path) -> float:
+    """By how much the sound of `made` comes late: where the loudness of both fits best, to the millisecond."""
+    loud = []
+    for path in (given, made):
+        sound, rate = read_audio(path)
+        starts = np.arange(int(sound.shape[1] / rate * 1000)) * rate // 1000
+        loud.append(np.add.reduceat(np.abs(sound[0]), starts))
+    length = min(map(len, loud))
+    a, b = (envelope[:length] for envelope in loud)
+    shifts = range(-500, 501)
+    fits = [float(np.dot(a[max(0, -s) : length - max(0, s)], b[max(0, s) : length - max(0, -s)])) for s in shifts]
+    return shifts[int(np.argmax(fits))] / 1000
+
+
+@pytest.mark.parametrize(
+    ("seconds", "clips"),
+    [
+        (2, [32]),
+        (5, [80]),
+        pytest.param(10, [81, 79], marks=pytest.mark.slow),
+        pytest.param(15, [81, 80, 79], marks=pytest.mark.slow),
+    ],
+)
+def test_from_a_picture_and_clicks_to_a_video_of_that_length(server, first_frame, tmp_path, seconds, clips):
+    clicks = click_track(tmp_path / "clicks.wav", seconds)
+    task = ended(server, submit(server, request(first_frame, clicks, seconds)))
+    video = video_of(task, tmp_path / "video.mp4")
+    facts = examine(video)
+    assert (facts.width, facts.height, facts.frames, facts.fps) == (1280, 720, FPS * seconds, FPS)
+    assert abs(facts.seconds - seconds) < 0.001
+    assert ffmpeg_complaints(video) == ""
+    sound, rate = read_audio(video)
+    assert abs(sound.shape[1] - seconds * rate) <= AAC_FRAME
+    assert abs(offset_s(clicks, video)) < 0.5 / FPS
+    (meta,) = task["output"]["output_meta"]["outputs"]
+    extra = meta["extra"]
+    assert (extra["model"], extra["task_type"], extra["has_audio"]) == (MODEL, "first frame", True)
+    assert [stop - start for start, stop in (clip["frames"] for clip in extra["clips"])] == clips
+    assert [clip["seed"] for clip in extra["clips"]] == [3 + number for number in range(len(clips))]
+    assert [clip["motion_frames"] for clip in extra["clips"]] == [0, 9, 9][: len(clips)]
+    assert extra["driving_audio"] == {"seconds": seconds, "offset_frames": 0}
+    assert not [note for note in extra["not_honoured"] if "driving_audio" in note]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_goes_on_in_the_second_clip_and_makes_the_same_file(server, first_frame, tmp_path):
+    wish = request(first_frame, make_audio(tmp_path / "a.mp3", 4.0, "mp3"), 6)
+    whole = ended(server, submit(server, wish))
+    job = submit(server, wish)
+    while not 45 <= (task := httpx.get(f"{server.base_url}/tasks/{job}").json()["data"])["progress"] < 80:
+        assert task["status"] not in TERMINAL
+        time.sleep(0.02)
+    engine = make_engine(f"sqlite:///{server.log.parent / 'wanbox.db'}")
+    (worker,) = Workers(engine).list(fresh_s=3600)
+    engine.dispose()
+    os.kill(worker.pid, signal.SIGKILL)
+    again = ended(server, job)
+    files = [video_of(task, tmp_path / f"{task['id']}.mp4").read_bytes() for task in (whole, again)]
+    assert files[0] == files[1]
+    steps = [int(step) for log in again["logs"] for step in re.findall(r"denoising: (\d+) of 16", log["content"])]
+    assert min(steps[next(i for i, step in enumerate(steps) if step >= 8) :]) >= 8  # the first clip was not made again
+    (note,) = [n for n in again["output"]["output_meta"]["outputs"][0]["extra"]["not_honoured"] if "driving" in n]
+    assert note.startswith("input.driving_audio: ends after 4.")
+    assert note.endswith("the rest of the video is silent and the model hears silence there")
+
+
+def test_without_sound_another_model_is_taken_and_with_a_last_frame_too(tmp_path):
+    picture = make_image(tmp_path / "a.png", (640, 360), "PNG").read_bytes()
+    sound = make_audio(tmp_path / "a.wav", 3.0).read_bytes()
+    with front_end(tmp_path / "front", models=f"{MODEL},tiny") as front:
+        given = {"first_frame": front.upload(picture, filename="a.png")["uri"]}
+        heard = {**given, "driving_audio": front.upload(sound, filename="a.wav")["uri"]}
+
+        def taken(**media: str) -> Any:
+            return front.queue.get(front.task(media=media)).job
+
+        assert (taken(**given).model, taken(**heard).model) == ("tiny", MODEL)
+        job = taken(**heard, last_frame=given["first_frame"])
+        assert job.model == "tiny"
+        assert "does not take it (it takes first_frame, driving_audio)" in job.options["passed_over"][MODEL]
+        assert any("lips and motion do not follow it" in note for note in job.not_honoured)
+
+
+def test_alone_it_refuses_what_it_cannot_do(tmp_path):
+    picture = make_image(tmp_path / "a.png", (640, 360), "PNG").read_bytes()
+    with front_end(tmp_path / "front", models=MODEL) as front:
+        answer = front.run(media={"first_frame": front.upload(picture, filename="a.png")["uri"]})
+        assert answer.status_code == 422
+        assert answer.json()["detail"] == f"input.driving_audio: model {MODEL} needs it"
