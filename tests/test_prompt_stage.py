@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from chat_service import ChatService, chat_service, completion
 from media_samples import make_audio, make_clip, make_image
 from queue_fixtures import make_job, make_settings
+from tiny_checkpoint import CONCAT, TinyModel
+from wan_pipelines.renderer import Renderer
+from wan_pipelines.tiny import TinySpec
 from wan_server.files import FileStore
 from wan_server.job import Job
 from wan_server.progress import Pace, Reporter
@@ -18,22 +22,27 @@ from wan_server.prompt_texts import system_prompt
 from wan_server.renderers import Renderers
 from wan_server.stages import Stages
 
+pytest_plugins = ("pipeline_fixtures",)
+
 
 @pytest.fixture
-def stages(tmp_path: Path) -> Callable[[ChatService], Stages]:
-    """Stages without a video model: the prompt needs none."""
+def stages(tiny: Callable[[TinySpec], TinyModel], tmp_path: Path) -> Callable[[ChatService], Stages]:
+    """Stages with a miniature, which only plans here."""
+    model = tiny(CONCAT)
+    renderers = Renderers({"tiny": Renderer(model.profile, model.checkpoint, torch.device("cpu"))})
 
     def make(service: ChatService) -> Stages:
         settings = make_settings(tmp_path / "data", prompt_extend_url=service.url, prompt_extend_model="some-vl")
         settings.data_dir.mkdir(exist_ok=True)
-        return Stages(settings, FileStore(settings), Renderers({}))
+        return Stages(settings, FileStore(settings), renderers)
 
     return make
 
 
 def job_on(stages: Stages, files: dict[str, Path], **given: Any) -> Job:
     stored = {role: stages.files.ingest(path, filename=path.name, content_type=None).id for role, path in files.items()}
-    return make_job(files=stored, input={"prompt": "a sea", "duration": 5, "prompt_extend": True} | given)
+    wish = {"prompt": "a sea", "resolution": "720P", "duration": 5, "prompt_extend": True}
+    return make_job(files=stored, input=wish | given)
 
 
 def extended(stages: Stages, job: Job, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
