@@ -48,8 +48,8 @@ def test_the_app_says_what_its_models_can_and_cannot_do(tmp_path: Path):
     assert [model["preset"] for model in said["models"]] == ["quality", "fast"]
     assert [model["uses_negative_prompt"] for model in said["models"]] == [True, False]
     able = {"+".join(ability["inputs"]): ability for ability in said["abilities"]}
-    assert able["first_frame"]["models"] == {"wan2.2-ti2v-5b": 5, "wan2.2-i2v-a14b:fast": 7}
-    assert able["last_frame+first_clip"]["models"] == {"wan2.2-i2v-a14b:fast": 8}
+    assert able["first_frame"]["models"] == {"wan2.2-ti2v-5b": 15, "wan2.2-i2v-a14b:fast": 15}
+    assert able["last_frame+first_clip"]["models"] == {"wan2.2-i2v-a14b:fast": 15}
     assert "no model that can do this listens" in able["first_frame+driving_audio"]["note"]
     assert version["resources"]["gpu"]["vram"] == 86 * 1024**3
 

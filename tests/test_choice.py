@@ -17,9 +17,12 @@ from wan_server.settings import find_config_dir
 
 CONFIGS = find_config_dir()
 TINY = load_profile("tiny", CONFIGS)
-A14B = load_profile("wan2.2-i2v-a14b", CONFIGS)
-FAST = load_served("wan2.2-i2v-a14b:fast", CONFIGS)
-SMALL = load_profile("wan2.2-ti2v-5b", CONFIGS)
+CHAINED = load_profile("wan2.2-i2v-a14b", CONFIGS)
+#: as models that make a video in one go
+IN_ONE_GO: dict[str, Any] = {"chaining": None, "native_frames": None, "max_frames": 121}
+A14B = replace(CHAINED, **IN_ONE_GO)
+FAST = replace(load_served("wan2.2-i2v-a14b:fast", CONFIGS), **IN_ONE_GO)
+SMALL = replace(load_profile("wan2.2-ti2v-5b", CONFIGS), **IN_ONE_GO)
 T2V = load_profile("wan2.2-t2v-a14b", CONFIGS)
 FLF2V = load_profile("wan2.1-flf2v-14b-720p", CONFIGS)
 VACE = load_profile("wan2.1-vace-14b", CONFIGS)
@@ -152,6 +155,12 @@ def test_abilities_cover_every_combination_of_the_app():
     assert by_inputs["first_clip"]["models"] == {"wan2.2-i2v-a14b": 8}
     assert "note" in by_inputs["first_frame+driving_audio"]
     assert "note" not in by_inputs["first_frame+last_frame"]
+
+
+def test_segments_make_every_length_of_the_app():
+    for ability in abilities([CHAINED]):
+        assert ability["models"] == {"wan2.2-i2v-a14b": 15}
+    assert taken([CHAINED, TINY], "first_clip", seconds=15, clip_seconds=3.0) == "wan2.2-i2v-a14b"
 
 
 def test_a_server_that_hears_sound_does_not_deny_it():

@@ -29,6 +29,7 @@ TORCH_FREE = {
     for name in (
         "profile",
         "plan",
+        "segments",
         "sizes",
         "errors",
         "placement",

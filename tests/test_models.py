@@ -48,7 +48,7 @@ def test_the_table_is_followed_by_what_the_configured_set_can_do(
     print_models(make_settings(tmp_path, models="wan2.2-ti2v-5b,tiny"))
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert "This server is configured for wan2.2-ti2v-5b, tiny (WANBOX_MODELS):" in lines
-    assert "first_frame: wan2.2-ti2v-5b up to 5 s, tiny up to 15 s" in lines
+    assert "first_frame: wan2.2-ti2v-5b up to 15 s, tiny up to 15 s" in lines
     assert "first_clip: tiny up to 15 s behind a clip of 2 s" in lines
     assert any(line.startswith("first_frame + driving_audio: ") and "listens" in line for line in lines)
 

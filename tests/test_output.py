@@ -107,6 +107,7 @@ MADE = {
     "frames": 112,
     "has_audio": False,
     "audio_seconds": 0.0,
+    "seams": [{"colour": {"gain": [1, 1, 1], "offset": [0, 0, 0]}}],
 }
 
 
@@ -130,7 +131,19 @@ def test_model_and_preset_are_named() -> None:
     assert (said["negative_prompt"], said["not_honoured"]) == ("blur", [])
     assert "loras" not in said
     (note,) = said["beyond_training"]
-    assert note.startswith("input.duration: model wan2.2-i2v-a14b was trained on 81 frames and made 113")
+    assert note.startswith("input.duration: model wan2.2-i2v-a14b makes 81 frames in one go; the video is 2 samples")
+    assert (said["chaining"], said["sampled_frames"]) == ("prefix", 61 + 61)
+    first, second = said["segments"]
+    assert first == {
+        "frames": [0, 61],
+        "sampled_frames": 61,
+        "seed": 1,
+        "overlap_frames": 0,
+        "carried_latents": 0,
+    }
+    assert (second["frames"], second["overlap_frames"], second["carried_latents"]) == ([61, 112], 9, 0)
+    assert second["colour"] == {"gain": [1, 1, 1], "offset": [0, 0, 0]}
+    assert second["seed"] != first["seed"]
 
 
 def test_a_preset_without_guidance_names_its_additions_and_uses_no_negative_prompt() -> None:

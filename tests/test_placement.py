@@ -80,7 +80,8 @@ def a14b(dtype="bfloat16", name="wan2.2-i2v-a14b"):
 
 
 def plan_of(profile, frames, resolution="720P"):
-    return replace(largest_plan(profile, resolution), sample_frames=frames)
+    """One sample of so many frames."""
+    return replace(largest_plan(profile, resolution), sample_frames=frames, segments=())
 
 
 # --- weights
@@ -436,7 +437,7 @@ def test_stages_follow_the_family():
     plans = {}
     for name in ("wan2.1-t2v-1.3b", "wan2.1-i2v-14b-720p", "wan2.2-ti2v-5b"):
         profile, needs = a14b(name=name)
-        plans[name] = peak(needs, largest_plan(profile), "offload_parts").by_stage
+        plans[name] = peak(needs, plan_of(profile, 81), "offload_parts").by_stage
     assert "encode" not in plans["wan2.1-t2v-1.3b"]
     assert "image" not in plans["wan2.2-ti2v-5b"]
     assert plans["wan2.1-i2v-14b-720p"]["image"].weights == 4 * 630_766_080
@@ -450,6 +451,20 @@ def test_a_prompt_alone_needs_no_encoder_and_no_timestep_per_token():
     with_picture, alone = (peak(needs, plan, "offload_parts", known=known).by_stage for known in (1, 0))
     assert "encode" not in alone
     assert alone["denoise"].activations < with_picture["denoise"].activations / 2
+
+
+def test_a_prompt_alone_is_followed_by_segments_that_know_a_picture():
+    profile, needs = a14b(name="wan2.2-ti2v-5b")
+    plan = replace(largest_plan(profile), sample_frames=121)
+    with_picture, alone = (peak(needs, plan, "offload_parts", known=known).by_stage for known in (1, 0))
+    assert len(plan.segments) == 4
+    assert with_picture == alone
+
+
+def test_the_sample_of_the_longest_video_is_as_long_as_that_of_any_other():
+    profile = load_profile("wan2.2-i2v-a14b", CONFIGS)
+    assert (largest_plan(profile).sample_frames, largest_plan(profile).seconds) == (81, 15)
+    assert largest_plan(profile, seconds=4).sample_frames == 65
 
 
 def test_the_best_mode_that_fits_is_chosen():

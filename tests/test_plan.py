@@ -19,7 +19,9 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 TINY = load_profile("tiny", CONFIGS)
 TI2V = load_profile("tiny-ti2v", CONFIGS)
 A14B = load_profile("wan2.2-i2v-a14b", CONFIGS)
+ONE_GO = replace(A14B, chaining=None, native_frames=None, max_frames=121)
 FAST = load_served("wan2.2-i2v-a14b:fast", CONFIGS)
+SVI = load_served("wan2.2-i2v-a14b:svi", CONFIGS)
 T2V = load_profile("wan2.2-t2v-a14b", CONFIGS)
 FLF2V = load_profile("wan2.1-flf2v-14b-720p", CONFIGS)
 VACE = load_profile("wan2.1-vace-14b", CONFIGS)
@@ -89,10 +91,55 @@ def test_a_clip_that_fills_the_video_is_refused_with_both_numbers(clip_seconds):
 
 
 def test_a_clip_makes_longer_videos_than_the_model_alone():
-    assert continued(A14B, 11, 5.0).sample_frames == 113
+    assert continued(ONE_GO, 11, 5.0).sample_frames == 113
     limit = r"input\.duration: must be between 1 and 11 with model .*a14b behind a clip of 5 s \(got 12\)"
     with pytest.raises(PlanError, match=limit):
-        continued(A14B, 12, 5.0)
+        continued(ONE_GO, 12, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("profile", "seconds", "samples"),
+    [
+        (A14B, 5, [81]),
+        (A14B, 6, [53, 53]),
+        (A14B, 10, [61, 61, 57]),
+        (A14B, 15, [69, 69, 65, 65]),
+        (VACE, 15, [69, 69, 65, 65]),
+        (TI2V_5B, 5, [121]),
+        (TI2V_5B, 15, [97, 97, 97, 97]),
+        (SVI, 15, [65, 65, 65, 61]),
+    ],
+)
+def test_longer_videos_are_samples_that_go_on_from_each_other(profile, seconds, samples):
+    plan = make_plan(profile, replace(REQUEST, seconds=seconds))
+    assert [segment.sampled for segment in plan.segments] == samples
+    assert [part.sample_frames for part in plan.parts] == samples
+    assert (plan.sample_frames, plan.frames) == (max(samples), profile.fps * seconds)
+    assert [(part.clip_frames, part.frames) for part in plan.parts] == [(s.start, s.stop) for s in plan.segments]
+    assert [part.number for part in plan.parts] == list(range(len(samples)))
+    assert len({part.key for part in plan.parts}) == len(samples)
+    assert RenderPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+def test_a_clip_and_a_last_frame_are_told_to_the_segments_that_they_belong_to():
+    request = replace(REQUEST, seconds=15, media=("first_clip", "last_frame"), clip_seconds=5.0)
+    plan = make_plan(A14B, request)
+    assert (plan.clip_frames, plan.prefix_frames) == (80, 17)
+    assert [part.prefix_frames for part in plan.parts] == [17, 9, 9]
+    told = [segment.told for segment in plan.segments]
+    assert told == [("first_clip",), ("tail",), ("tail", "last_frame")]
+    assert plan.segments[-1].stop == 240
+
+
+def test_the_preset_for_going_on_takes_a_shorter_end_of_a_clip():
+    plan = make_plan(SVI, replace(REQUEST, seconds=10, media=("first_clip",), clip_seconds=2.0))
+    assert plan.chaining is not None
+    assert (plan.chaining.name, plan.prefix_frames, plan.segments[1].prefix_frames) == ("svi", 5, 5)
+
+
+def test_a_model_in_one_go_has_no_segments():
+    for plan in (make_plan(TINY, REQUEST), make_plan(S2V, replace(REQUEST, media=("first_frame", "driving_audio")))):
+        assert (plan.segments, plan.chaining, plan.parts, plan.number) == ((), None, (plan,), 0)
 
 
 @pytest.mark.parametrize("clip_seconds", [None, 0.0, 0.05])
@@ -219,7 +266,16 @@ def test_a_small_model_works_at_the_size_it_was_trained_at():
     ("profile", "changes", "notes"),
     [
         (A14B, {}, []),
-        (A14B, {"seconds": 7}, ["input.duration: model wan2.2-i2v-a14b was trained on 81 frames and made 113 in one"]),
+        (
+            ONE_GO,
+            {"seconds": 7},
+            ["input.duration: model wan2.2-i2v-a14b was trained on 81 frames and made 113 in one"],
+        ),
+        (
+            A14B,
+            {"seconds": 7},
+            ["input.duration: model wan2.2-i2v-a14b makes 81 frames in one go; the video is 2 samples"],
+        ),
         (A14B, {"resolution": "1080P"}, ["input.resolution: model wan2.2-i2v-a14b was trained on up to 1280x720 and"]),
         (A14B, {"resolution": "1080P", "seconds": 6}, ["input.duration: ", "input.resolution: "]),
         (TI2V_5B, {}, []),  # 1280x736 for 1280x704: the grid of 32
@@ -247,8 +303,10 @@ def test_explicit_levels_are_shifted_and_end_in_zero():
 
 def test_too_long_names_field_and_limit():
     with pytest.raises(PlanError, match=r"input\.duration: must be between 1 and 7 .*a14b \(got 8\)"):
-        make_plan(A14B, replace(REQUEST, seconds=8))
-    assert make_plan(A14B, replace(REQUEST, seconds=7)).sample_frames == 113
+        make_plan(ONE_GO, replace(REQUEST, seconds=8))
+    assert make_plan(ONE_GO, replace(REQUEST, seconds=7)).sample_frames == 113
+    with pytest.raises(PlanError, match=r"input\.duration: must be between 1 and 15 .*a14b \(got 16\)"):
+        make_plan(A14B, replace(REQUEST, seconds=16))
 
 
 def test_media_the_model_does_not_take_is_refused():

@@ -32,7 +32,7 @@ def test_published_numbers_of_a14b():
     profile = load_profile("wan2.2-i2v-a14b", CONFIGS)
     assert (profile.fps, profile.steps, profile.shift, profile.boundary) == (16, 40, 5.0, 0.9)
     assert (profile.guidance_high, profile.guidance_low) == (3.5, 3.5)
-    assert profile.max_seconds == 7
+    assert (profile.max_seconds, profile.native_frames, profile.chaining) == (15, 81, "prefix")
 
 
 def test_tiny_covers_the_longest_request():

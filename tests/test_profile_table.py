@@ -44,6 +44,7 @@ TABLE = {
     "wan2.2-i2v-a14b": Row("unipc", 5, 40, (3.5, 3.5), 0.9, 16, 81, (*HD, *SD)),
     "wan2.2-i2v-a14b:fast": Row("euler", 5, 4, (1, 1), 0.9, 16, 81, (*HD, *SD)),
     "wan2.2-i2v-a14b:distilled": Row("euler", 5, 4, (1, 1), 0.9, 16, 81, (*HD, *SD)),
+    "wan2.2-i2v-a14b:svi": Row("unipc", 5, 40, (3.5, 3.5), 0.9, 16, 81, (*HD, *SD)),
     "wan2.2-t2v-a14b": Row("unipc", 12, 40, (4, 3), 0.875, 16, 81, (*HD, *SD)),
     "wan2.2-t2v-a14b:fast": Row("euler", 5, 4, (1, 1), 0.875, 16, 81, (*HD, *SD)),
     "wan2.2-t2v-a14b:distilled": Row("euler", 5, 4, (1, 1), 0.875, 16, 81, (*HD, *SD)),
@@ -172,6 +173,34 @@ def test_distilled_weights_and_their_noise_levels(name: str):
     assert {lora.strength for lora in profile.loras} <= {1.0}
     assert profile.own_weights == (not found)
     assert [1000 * sigma for sigma in plan_sigmas(profile)] == pytest.approx(DISTILLED)
+
+
+def test_the_preset_for_long_videos_has_its_pair_and_its_chaining():
+    profile = model("wan2.2-i2v-a14b:svi")
+    stem = "version-2.0/SVI_Wan2.2-I2V-A14B_{}_noise_lora_v2.0_pro.safetensors"
+    found = [(lora.expert, lora.repository, lora.file) for lora in profile.loras]
+    assert found == [(name, "vita-video-gen/svi-model", stem.format(name)) for name in ("high", "low")]
+    assert (profile.chaining, profile.prefix_frames, profile.native_frames) == ("svi", 5, 81)
+
+
+#: most seconds, most frames of one sample, how longer videos go on
+LENGTHS = {
+    "wan2.2-i2v-a14b": (15, 81, "prefix"),
+    "wan2.2-t2v-a14b": (7, None, None),  # nothing can be told to it
+    "wan2.2-ti2v-5b": (15, 121, "prefix"),
+    "wan2.2-s2v-14b": (15, None, None),  # has clips
+    "wan2.1-i2v-14b-720p": (15, 81, "prefix"),
+    "wan2.1-flf2v-14b-720p": (5, None, None),  # always sees both ends
+    "wan2.1-vace-14b": (15, 81, "prefix"),
+    "wan2.1-vace-1.3b": (15, 81, "prefix"),
+    "wan2.1-t2v-1.3b": (5, None, None),
+}
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_how_long_a_video_gets(name: str):
+    profile = model(name)
+    assert (profile.max_seconds, profile.native_frames, profile.chaining) == LENGTHS[name]
 
 
 @pytest.mark.parametrize("name", [name for name in LORAS if name.endswith(":distilled")])

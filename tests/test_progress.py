@@ -7,18 +7,18 @@ from itertools import pairwise
 import pytest
 
 from wan_server.job import Event
-from wan_server.progress import PHASES, Pace, Reporter
+from wan_server.progress import PHASES, WHOLE, Pace, Reporter, Share
 
 
 class Bench:
     """A reporter on a clock that the test turns."""
 
-    def __init__(self, phase: str = "denoise", pace: Pace | None = None) -> None:
+    def __init__(self, phase: str = "denoise", pace: Pace | None = None, share: Share = WHOLE) -> None:
         self.now = 100.0
         self.lines: list[Event] = []
         self.checks = 0
         self.pace = pace or Pace()
-        self.reporter = Reporter(phase, self.lines.append, self.check, self.pace, clock=lambda: self.now)
+        self.reporter = Reporter(phase, self.lines.append, self.check, self.pace, clock=lambda: self.now, share=share)
 
     def check(self) -> None:
         self.checks += 1
@@ -86,3 +86,34 @@ def test_a_finished_phase_is_remembered() -> None:
     bench.reporter.done()
     assert bench.pace.after("encode") == 9.0
     assert bench.pace.after("denoise") == 0.0
+
+
+def test_parts_of_a_phase_share_its_bar_and_count_their_steps_together() -> None:
+    shares = [Share(0, 3, 0.0, 0.4), Share(1, 3, 0.4, 0.7), Share(2, 3, 0.7, 1.0)]
+    lines: list[Event] = []
+    for share in shares:
+        bench = Bench(share=share)
+        bench.reporter.start()
+        for step in range(1, 5):
+            bench.step(step, 4, took=1)
+        lines += bench.lines
+    progress = [line.progress for line in lines]
+    assert progress == sorted(progress)
+    assert (progress[0], progress[-1]) == (PHASES["denoise"].starts, PHASES["denoise"].ends)
+    assert [line.step for line in lines if line.step] == list(range(1, 13))
+    assert {line.steps for line in lines if line.step} == {12}
+    assert [line.text for line in lines if not line.step] == [
+        "denoising",
+        "denoising, part 2 of 3",
+        "denoising, part 3 of 3",
+    ]
+
+
+def test_the_time_left_of_a_part_has_the_parts_that_follow() -> None:
+    bench = Bench(pace=Pace({"decode": 6.0}), share=Share(1, 3, 0.25, 0.5))
+    bench.step(1, 5, took=30)
+    bench.step(2, 5, took=2)
+    assert bench.lines[-1].eta_s == 3 * 2 + 2 * 5 * 2 + 6  # three steps, twice as much again, the decode
+    bench.now += 4
+    bench.reporter.done()
+    assert bench.pace.seconds["denoise"] == 4 * 36

@@ -313,10 +313,10 @@ def test_a_clip_must_leave_room_in_the_video(front: FrontEnd, tmp_path: Path):
 
 
 def test_a_duration_that_the_model_cannot_do_is_refused(tmp_path: Path):
-    with front_end(tmp_path, model="wan2.2-ti2v-5b") as front:
+    with front_end(tmp_path, model="wan2.1-flf2v-14b-720p") as front:
         limit = front.services.catalog.profiles[0].max_seconds
         assert limit < 15
-        detail = refusal(front.run({"first_frame": REMOTE, "duration": 15}))
+        detail = refusal(front.run({"first_frame": REMOTE, "last_frame": REMOTE, "duration": 15}))
         assert detail.startswith("input.duration: ")
         assert str(limit) in detail
 

@@ -43,7 +43,7 @@ class TinyModel:
 
 
 def small_profile(spec: TinySpec) -> Profile:
-    """The profile of a miniature in this layout: a sample of 64x64, four steps, otherwise as the large models."""
+    """The profile of a miniature in this layout: one sample of 64x64, four steps, otherwise as the large models."""
     return replace(
         load_profile(BASES[spec.conditioning], CONFIGS),
         weights_from="random",
@@ -53,6 +53,8 @@ def small_profile(spec: TinySpec) -> Profile:
         conditioning=spec.conditioning,
         boundary=spec.boundary,
         clip_pictures=spec.clip_pictures,
+        chaining=None,
+        native_frames=None,
         size_multiple=32 if spec.vae22 else 16,
         sample_pixels=64 * 64,
         text_len=512,

@@ -30,7 +30,8 @@ from wan_pipelines.framing import condition_image, visible
 from wan_pipelines.load import Checkpoint
 from wan_pipelines.pixels import load_image
 from wan_pipelines.plan import RenderPlan
-from wan_pipelines.profile import Profile
+from wan_pipelines.profile import TEMPORAL_STRIDE, Profile
+from wan_pipelines.segments import PREFIX, Chaining, latents_of
 from wan_pipelines.vace import prepare_vace
 from wan_pipelines.vae import encode_frames
 
@@ -85,6 +86,29 @@ class Known:
     last: Tensor | None
     #: frames of the whole sample, 4n+1
     frames: int
+    #: latents that are known behind those of the prefix [1, z, n, h, w]
+    latents: Tensor | None = None
+    #: the frame that the new ones go on from [1, 3, H, W], where `prefix` does not end with it
+    final: Tensor | None = None
+    #: what of this the mask calls known, and what stands where nothing is
+    chaining: Chaining = PREFIX
+
+    @property
+    def known_frames(self) -> int:
+        """Frames at the start that are called known: 4m+1, or 0."""
+        count = latents_of(len(self.prefix)) + (0 if self.latents is None else self.latents.shape[2])
+        frames = max(0, TEMPORAL_STRIDE * (count - 1) + 1)
+        return frames if self.chaining.known == "overlap" else min(1, frames)
+
+    def put(self, encoded: Tensor) -> Tensor:
+        """Encoded frames [1, z, T, h, w] with the latents that are known, and with zeros if those are for the rest."""
+        if self.latents is None and self.chaining.rest == "grey":
+            return encoded
+        pieces = [encoded[:, :, : latents_of(len(self.prefix))], *([] if self.latents is None else [self.latents])]
+        rest = encoded[:, :, sum(piece.shape[2] for piece in pieces) :]
+        if self.chaining.rest == "zeros":
+            rest = torch.cat([torch.zeros_like(rest[:, :, 1:]), rest[:, :, -1:] * (self.last is not None)], dim=2)
+        return torch.cat([*pieces, rest], dim=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +138,14 @@ def read_known(plan: RenderPlan, media: Media, device: torch.device, beat: Beat)
     """The media as frames of the sample. `beat` is called for each frame of a clip. Raises RenderError."""
     check_clip(plan, media.first_clip)
     prefix = _frames(_prefix_pictures(plan, media, beat), plan).to(device)
-    last = _frames([load_image(media.last_frame)], plan)[0].to(device) if media.last_frame else None
-    return Known(prefix, last, plan.sample_frames)
+    return Known(prefix, read_last(plan, media, device), plan.sample_frames, chaining=plan.chaining or PREFIX)
+
+
+def read_last(plan: RenderPlan, media: Media, device: torch.device) -> Tensor | None:
+    """The last frame as the model sees it, where the sample has to end with it: [3, H, W]. Raises RenderError."""
+    if media.last_frame is None or not all("last_frame" in segment.told for segment in plan.segments):
+        return None
+    return _frames([load_image(media.last_frame)], plan)[0].to(device)
 
 
 def tell(profile: Profile, vae: AutoencoderKLWan, known: Known, texts: Texts, beat: Beat) -> Conditioning:
@@ -132,7 +162,9 @@ def show(profile: Profile, encoder: CLIPVisionModel, plan: RenderPlan, known: Kn
 
     Raises RenderError when one of them is not known.
     """
-    ends = [known.prefix[-1:]] + ([] if known.last is None else [known.last[None]])
+    ends = [known.prefix[-1:] if known.final is None else known.final] + (
+        [] if known.last is None else [known.last[None]]
+    )
     pictures = torch.cat(ends[: profile.clip_pictures])
     if len(pictures) != profile.clip_pictures:
         raise RenderError(f"model {profile.name} must see {profile.clip_pictures} pictures (got {len(pictures)})")
@@ -167,20 +199,20 @@ def _tell_text(texts: Texts, known: Known, encode: Encode) -> Conditioning:
 
 
 def _tell_concat(texts: Texts, known: Known, encode: Encode) -> Conditioning:
-    latents = encode(known.prefix, known.last, known.frames)
-    return prepare_concat(*texts, latents, prefix_frames=len(known.prefix), with_last=known.last is not None)
+    latents = known.put(encode(known.prefix, known.last, known.frames))
+    return prepare_concat(*texts, latents, prefix_frames=known.known_frames, with_last=known.last is not None)
 
 
 def _tell_clean(texts: Texts, known: Known, encode: Encode) -> Conditioning:
     if not len(known.prefix):
         return Conditioning(*texts)
-    return prepare_clean(*texts, encode(known.prefix, None, len(known.prefix)))
+    return prepare_clean(*texts, known.put(encode(known.prefix, None, len(known.prefix))))
 
 
 def _tell_vace(texts: Texts, known: Known, encode: Encode) -> Conditioning:
-    inactive = encode(known.prefix, known.last, known.frames)
+    inactive = known.put(encode(known.prefix, known.last, known.frames))
     reactive = encode(known.prefix[:0], None, known.frames)
-    return prepare_vace(*texts, inactive, reactive, prefix_frames=len(known.prefix), with_last=known.last is not None)
+    return prepare_vace(*texts, inactive, reactive, prefix_frames=known.known_frames, with_last=known.last is not None)
 
 
 def _tell_s2v(texts: Texts, known: Known, encode: Encode) -> Conditioning:

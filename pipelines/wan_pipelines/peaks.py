@@ -88,7 +88,10 @@ class Peak:
 
 
 def peak(footprint: Footprint, plan: RenderPlan, mode: Mode, known: int = 1) -> Peak:
-    """Predicted peak of every stage. `known` counts the pictures at the start that condition the video."""
+    """Predicted peak of every stage. `known` counts the pictures at the start that condition the video.
+
+    Of several segments this is the peak of the longest, and of decoding all of them.
+    """
     parts = footprint.parts_fp8 if is_fp8(mode) else footprint.parts
     residence = RESIDENCES[mode]
     computing = _activations(footprint, plan, known, fp8=is_fp8(mode))
@@ -123,6 +126,7 @@ def _host_bytes(parts: Mapping[str, Part], residence: Residence) -> int:
 
 def _activations(footprint: Footprint, plan: RenderPlan, known: int, *, fp8: bool) -> dict[Stage, int]:
     """Bytes by stage, of the stages that the plan has."""
+    known = max(known, 1) if len(plan.segments) > 1 else known  # those behind the first one know its end
     configs, size = footprint.configs, (plan.sample_width, plan.sample_height)
     frames = (plan.sample_frames - 1) // TEMPORAL_STRIDE + 1
     stride = configs["vae"].get("scale_factor_spatial", 8)
@@ -144,7 +148,7 @@ def _activations(footprint: Footprint, plan: RenderPlan, known: int, *, fp8: boo
         heard_s = plan.clips.heard_seconds if plan.clips else plan.seconds
         found["audio"] = wav2vec2_bytes(configs["audio_encoder"], heard_s)
     if encoded := _encoded_frames(footprint, plan, known):
-        found["encode"] = vae_memory.encode_bytes(configs["vae"], *size, max(known, plan.prefix_frames), encoded)
+        found["encode"] = vae_memory.encode_bytes(configs["vae"], *size, max(known, _prefix(plan)), encoded)
     found["denoise"] = max(activations.denoise_bytes(configs[n], sample) for n in EXPERTS if n in configs)
     found["decode"] = vae_memory.decode_bytes(configs["vae"], *size, _decoded_latents(plan, frames))
     return found
@@ -155,16 +159,22 @@ def _encoded_frames(footprint: Footprint, plan: RenderPlan, known: int) -> int:
     if footprint.conditioning == "text":
         return 0
     if footprint.conditioning == "expand_timesteps":
-        return max(known, plan.prefix_frames) if known else 0
+        return max(known, _prefix(plan)) if known else 0
     if plan.clips is not None:  # the first frame; between two clips the end of the one before
         return plan.clips.spec.motion_frames if len(plan.clips.clips) > 1 else 1
     return plan.sample_frames
 
 
+def _prefix(plan: RenderPlan) -> int:
+    """Frames at the start of a sample that the model is told of, at most."""
+    return max((plan.prefix_frames, *(segment.prefix_frames for segment in plan.segments)))
+
+
 def _decoded_latents(plan: RenderPlan, frames: int) -> int:
-    """Latent frames that are decoded at once: those of the sample, behind what a clip of a chain was told of."""
+    """Latent frames that are decoded at once: those of the sample, behind what a clip of a chain was told of; all of
+    several segments."""
     if plan.clips is None:
-        return frames
+        return max(frames, sum(segment.latent_frames for segment in plan.segments))
     told = (plan.clips.spec.motion_frames - 1) // TEMPORAL_STRIDE + 1
     return max((told if clip.number else 1) + clip.latent_frames for clip in plan.clips.clips)
 

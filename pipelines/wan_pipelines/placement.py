@@ -7,7 +7,7 @@ performs what is chosen. The margins are estimates: no GPU has measured them yet
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from wan_pipelines.errors import NoRoomError, PlacementError
@@ -128,7 +128,7 @@ def choose(
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """The longest video of a profile that fits, and how."""
+    """Up to how many seconds every video of a profile fits, and how."""
 
     resolution: str
     seconds: int
@@ -157,12 +157,15 @@ def reach(
 def largest_plan(profile: Profile, resolution: str = "720P", seconds: int | None = None) -> RenderPlan:
     """The longest video of a profile or one of so many seconds, 16:9, from a picture if it takes one.
 
+    Its sample is as long as that of any shorter video: segments may be shorter than a video that is one sample.
     Raises PlanError for a profile that cannot run.
     """
     begins = [role for role in ("first_frame", "first_clip") if role in profile.inputs][:1]
     media = tuple(dict.fromkeys((*begins, *profile.needs)))
-    request = PlanRequest("", None, resolution, 16 / 9, seconds or profile.max_seconds, 0, media=media)
-    return make_plan(profile, request)
+    request = PlanRequest("", None, resolution, 16 / 9, 1, 0, media=media)
+    lengths = range(1, (seconds or profile.max_seconds) + 1)
+    plans = [make_plan(profile, replace(request, seconds=length)) for length in lengths]
+    return replace(plans[-1], sample_frames=max(plan.sample_frames for plan in plans))
 
 
 def gigabytes(size: int) -> str:

@@ -6,18 +6,18 @@ import hashlib
 import json
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from wan_pipelines.errors import PlanError
-from wan_pipelines.profile import TEMPORAL_STRIDE, Profile
+from wan_pipelines.lengths import count_frames
+from wan_pipelines.profile import Profile
 from wan_pipelines.s2v.clips import Chain, ChainSpec, make_chain
+from wan_pipelines.segments import Chaining, Segment
 from wan_pipelines.sizes import output_size, sample_size, visible_size
 
 #: noise levels of training; timesteps are sigma times this
 TRAIN_TIMESTEPS = 1000
-#: lengths come in whole milliseconds, so the last frame of a clip may seem cut by half of one
-ROUNDING_S = 0.0006
 #: what a video can begin with
 STARTS = ("first_frame", "first_clip")
 #: sizes are rounded up to the model's grid, which is no news
@@ -61,6 +61,7 @@ class RenderPlan:
     #: frames of the video: fps * seconds
     frames: int
     #: frames that are sampled in one go: the smallest 4n+1 that covers the prefix and what is new; or the longest clip
+    #: or segment
     sample_frames: int
     seed: int
     sampler: str
@@ -77,6 +78,31 @@ class RenderPlan:
     prefix_frames: int = 0
     #: how the video is put together out of clips, where it is
     chain: ChainSpec | None = None
+    #: how segments go on from each other, for a model that can
+    chaining: Chaining | None = None
+    #: the samples that make up the video, one or several; empty without `chaining`
+    segments: tuple[Segment, ...] = ()
+
+    @property
+    def parts(self) -> tuple[RenderPlan, ...]:
+        """The plan of each sample: this one alone where there is one. Frames are numbered as in the video."""
+        return tuple(self._part(segment) for segment in self.segments) or (self,)
+
+    @property
+    def number(self) -> int:
+        """Of the sample within the video; 0 is the first."""
+        return self.segments[0].number if self.segments else 0
+
+    def _part(self, segment: Segment) -> RenderPlan:
+        return replace(
+            self,
+            seed=segment.seed,
+            clip_frames=segment.start,
+            frames=segment.stop,
+            prefix_frames=segment.prefix_frames,
+            sample_frames=segment.sampled,
+            segments=(segment,),
+        )
 
     @property
     def clips(self) -> Chain | None:
@@ -107,14 +133,20 @@ class RenderPlan:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RenderPlan:
-        chain = data.get("chain")
-        return cls(**{**data, "sigmas": tuple(data["sigmas"]), "chain": ChainSpec(**chain) if chain else None})
+        chain, chaining = data.get("chain"), data.get("chaining")
+        made = {
+            "sigmas": tuple(data["sigmas"]),
+            "chain": ChainSpec(**chain) if chain else None,
+            "chaining": Chaining(**chaining) if chaining else None,
+            "segments": tuple(Segment.from_json(segment) for segment in data.get("segments", ())),
+        }
+        return cls(**{**data, **made})
 
 
 def make_plan(profile: Profile, request: PlanRequest) -> RenderPlan:
     """Resolve a request against a profile. Raises PlanError naming the field and the limit."""
     check_media(profile, request.media)
-    counts = _count_frames(profile, request)
+    counts = count_frames(profile, request)
     width, height = output_size(request.resolution, request.aspect, shape_role(request.media) or "first_frame")
     sample_width, sample_height = sample_size(width, height, profile.size_multiple, profile.sample_pixels)
     return RenderPlan(
@@ -196,7 +228,13 @@ def beyond_training(profile: Profile, plan: RenderPlan) -> tuple[str, ...]:
     """Sentences on what the plan asks of the model beyond what it was trained on; for output_meta."""
     notes = []
     is_long = profile.trained_frames is not None and plan.sample_frames > profile.trained_frames
-    if is_long and plan.chain is None:  # the few frames more of a first clip are the chain's own choice
+    if len(plan.segments) > 1:
+        overlap = plan.chaining.overlap if plan.chaining else 0
+        notes.append(
+            f"input.duration: model {profile.name} makes {profile.native_frames} frames in one go; the video is "
+            f"{len(plan.segments)} samples that share {overlap} frames, and details may change from one to the next"
+        )
+    elif is_long and plan.chain is None:  # the few frames more of a first clip are the chain's own choice
         notes.append(
             f"input.duration: model {profile.name} was trained on {profile.trained_frames} frames and made "
             f"{plan.sample_frames} in one go; motion may drift or repeat"
@@ -214,48 +252,3 @@ def beyond_training(profile: Profile, plan: RenderPlan) -> tuple[str, ...]:
 def _area(size: str) -> int:
     """Pixels of a size like 1280x720."""
     return math.prod(int(side) for side in size.split("x"))
-
-
-def _count_frames(profile: Profile, request: PlanRequest) -> dict[str, Any]:
-    """The plan's numbers of frames, by field."""
-    clip = _clip_frames(profile, request)
-    prefix = min(profile.prefix_frames, _whole_latents(clip)) if clip else 0
-    longest = (profile.max_frames - prefix + clip) // profile.fps
-    if not 1 <= request.seconds <= longest:
-        behind = f" behind a clip of {request.clip_seconds:g} s" if clip else ""
-        limit = f"between 1 and {longest} with model {profile.name}{behind}"
-        raise PlanError(f"input.duration: must be {limit} (got {request.seconds})")
-    frames = profile.fps * request.seconds
-    if frames <= clip:
-        raise PlanError(
-            "input.duration: must be longer than first_clip, which is part of the video "
-            f"(got {request.seconds} s and a clip of {request.clip_seconds:g} s)"
-        )
-    if (spec := _chain_spec(profile)) is not None:
-        longest_clip = max(clip.sampled for clip in make_chain(spec, request.seconds, request.seed).clips)
-        return {"frames": frames, "sample_frames": longest_clip, "chain": spec}
-    sampled = _whole_latents(prefix + frames - clip + TEMPORAL_STRIDE - 1)
-    return {"frames": frames, "clip_frames": clip, "prefix_frames": prefix, "sample_frames": sampled}
-
-
-def _chain_spec(profile: Profile) -> ChainSpec | None:
-    """How the model chains clips; None for one that samples in one go."""
-    if profile.clip_frames is None or profile.motion_frames is None:
-        return None
-    least = min(ChainSpec().least_frames, profile.clip_frames)
-    return ChainSpec(profile.fps, profile.clip_frames, least, profile.motion_frames)
-
-
-def _clip_frames(profile: Profile, request: PlanRequest) -> int:
-    """Frames of the video that the clip fills, 0 without a clip."""
-    if "first_clip" not in request.media:
-        return 0
-    frames = math.floor(((request.clip_seconds or 0.0) + ROUNDING_S) * profile.fps)
-    if frames < 1:
-        raise PlanError(f"input.first_clip: must be at least one frame long (got {request.clip_seconds} s)")
-    return frames
-
-
-def _whole_latents(frames: int) -> int:
-    """The largest 4n+1 within so many frames."""
-    return (frames - 1) // TEMPORAL_STRIDE * TEMPORAL_STRIDE + 1

@@ -64,6 +64,8 @@ class Preset:
     guidance_low: Annotated[float | None, Field(ge=1)] = None
     loras: tuple[LoraFile, ...] = ()
     own_weights: bool | None = None
+    chaining: Literal["prefix", "latents", "svi"] | None = None
+    prefix_frames: Annotated[int | None, Field(ge=1)] = None
 
     @model_validator(mode="after")
     def _check_together(self) -> Preset:
@@ -94,7 +96,7 @@ class Profile:
     #: media that condition the model; driving audio is muxed by every profile, and listed only where the model hears it
     inputs: tuple[Role, ...]
     fps: Annotated[int, Field(ge=1, le=60)]
-    #: most frames of one sample, or of a video whose clips are chained; 4n+1
+    #: most frames of one sample, or of a video whose clips or segments are chained; 4n+1
     max_frames: Annotated[int, Field(ge=5)]
     #: sampled width and height are multiples of this: VAE stride times patch
     size_multiple: Annotated[int, Field(ge=2)]
@@ -126,6 +128,10 @@ class Profile:
     trained_sizes: tuple[Annotated[str, Field(pattern=r"^\d+x\d+$")], ...] = ()
     #: most frames of a clip's end that the model sees when it goes on from there, 4n+1
     prefix_frames: Annotated[int, Field(ge=1)] = 17
+    #: how a segment of a longer video goes on from the one before, by name; None samples in one go
+    chaining: Literal["prefix", "latents", "svi"] | None = None
+    #: most frames of one such segment, 4n+1
+    native_frames: Annotated[int | None, Field(ge=5)] = None
     #: frames of one clip, where a video is a chain of clips that each know the end of the one before ("s2v")
     clip_frames: Annotated[int | None, Field(ge=4, multiple_of=TEMPORAL_STRIDE)] = None
     #: pixel frames before a clip that it is told of, 4n+1
@@ -175,12 +181,20 @@ class Profile:
         return self
 
     @model_validator(mode="after")
-    def _check_clips(self) -> Profile:
+    def _check_chains(self) -> Profile:
         given = {self.clip_frames is not None, self.motion_frames is not None}
         if given != {self.conditioning == "s2v"}:
             raise ValueError('clip_frames, motion_frames: are needed with conditioning = "s2v", and only then')
         if (self.motion_frames or 1) % TEMPORAL_STRIDE != 1 or (self.motion_frames or 0) > (self.clip_frames or 0):
             raise ValueError(f"motion_frames: must be 4n+1 and at most clip_frames (got {self.motion_frames})")
+        if (self.chaining is None) != (self.native_frames is None):
+            raise ValueError("chaining, native_frames: one is needed with the other")
+        able = ("concat",) if self.chaining == "svi" else ("concat", "expand_timesteps", "vace")
+        if self.chaining and self.conditioning not in able:
+            raise ValueError(f"chaining: {self.chaining} needs conditioning {', '.join(able)}")
+        native = self.native_frames or self.max_frames
+        if native % TEMPORAL_STRIDE != 1 or not self.prefix_frames < native <= self.max_frames:
+            raise ValueError(f"native_frames: must be 4n+1, above prefix_frames, at most max_frames (got {native})")
         return self
 
     @property

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from wan_pipelines.clip import shown_frames, upright
+from wan_pipelines.colour import slid
 from wan_pipelines.conditioning import Conditioning
-from wan_pipelines.conditions import Known, Media, Texts, check_clip, read_known, show, tell
+from wan_pipelines.conditions import Known, Media, Texts, check_clip, read_known, read_last, show, tell
 from wan_pipelines.denoise import Guidance, denoise
 from wan_pipelines.errors import RenderError
 from wan_pipelines.framing import frames_between, visible
@@ -35,7 +36,8 @@ from wan_pipelines.s2v.chain_render import ChainRender
 from wan_pipelines.s2v.clips import Chain, Clip
 from wan_pipelines.s2v.speech import FeatureCache, SpeechEncoder, hear
 from wan_pipelines.samplers import make_sampler
-from wan_pipelines.tensorfile import load_tensors, read_metadata, save_tensors
+from wan_pipelines.seams import Before, Seam, first_look, metadata_for, slides
+from wan_pipelines.tensorfile import load_tensors, save_tensors
 from wan_pipelines.text import TextStates, encode_text
 from wan_pipelines.vae import stream_decode
 
@@ -97,7 +99,7 @@ class Renderer:
 
         Raises PlacementError when there is not enough memory for the plan.
         """
-        self._check_plan(plan)
+        self._check_part(plan)
         check_media(self.profile, media.files)
         pictures = min(1, media.pictures)
         placement = self.place(plan, pictures)
@@ -109,7 +111,7 @@ class Renderer:
         conditioning = self._tell(known, (prompt.states, negative.states if negative else None), beat)
         conditioning = self._listen(self._show(conditioning, plan, known), plan, media)
         about = {"plan": plan.key, "media": media.digest(), "known": str(pictures)}
-        save_tensors(out, conditioning.tensors(), about)
+        save_tensors(out, conditioning.tensors(), {**about, **first_look(plan, known)})
         return EncodeReport(
             prompt_tokens=prompt.tokens,
             prompt_tokens_dropped=prompt.dropped,
@@ -117,6 +119,17 @@ class Renderer:
             negative_used=negative is not None,
             placement=placement.to_json() if placement else None,
         )
+
+    @torch.inference_mode()
+    def go_on(self, part: RenderPlan, media: Media, before: Before, out: Path, beat: Callable[[], None]) -> None:
+        """Conditions of a segment that goes on from the one before (`RenderPlan.parts`), in `out`, as `encode` does."""
+        self._check_part(part)
+        self.place(part, 1)
+        seam = Seam(part, self.checkpoint.vae, self.device, self._stage)
+        known, colours = seam.known(before, read_last(part, media, self.device), beat)
+        conditioning = self._show(self._tell(known, before.texts(self.device), beat), part, known)
+        about = {"plan": part.key, "media": media.digest(), "before": before.digest(), "known": "1"}
+        save_tensors(out, conditioning.tensors(), {**about, **colours})
 
     @torch.inference_mode()
     def denoise(
@@ -132,8 +145,8 @@ class Renderer:
         Between two clips of a chain it comes again and again with the same numbers. When `checkpoint` was written for
         the same plan and media, goes on from there; any other one is ignored.
         """
-        self._check_plan(plan)
-        metadata = _metadata_for(plan, conditioning)
+        self._check_part(plan)
+        metadata = metadata_for(plan, conditioning)
         self.place(plan, int(metadata["known"]))
         conditions = Conditioning(**load_tensors(conditioning, self.device))
         mark = Bookmark(checkpoint, metadata, self.checkpoint_every_s)
@@ -154,18 +167,19 @@ class Renderer:
         on_frames: Callable[[int, int], None],
         clip: Path | None = None,
     ) -> VideoFacts:
-        """Latents to an MP4 in `out`, behind the frames of `clip` that the plan counts.
+        """Latents to an MP4 in `out`, behind the frames of `clip` that the plan counts; of segments once joined.
 
         `on_frames(done, frames)` comes after each chunk and may raise.
         """
         self._check_plan(plan)
         check_clip(plan, clip)
-        self.place(plan, int(_metadata_for(plan, latents)["known"]))
-        tensors = load_tensors(latents, torch.device("cpu"))
+        metadata = metadata_for(plan, latents)
+        self.place(plan, int(metadata["known"]))
+        frames = self._new_frames(plan, load_tensors(latents, torch.device("cpu")))
         spec = Mp4Spec(plan.width, plan.height, plan.fps, plan.frames, sound=sound, watermark=plan.watermark)
         with self._stage("decode"), Mp4Writer(out, spec) as writer:
             done = 0
-            for chunk in chain(_clip_frames(plan, clip), self._new_frames(plan, tensors)):
+            for chunk in chain(_clip_frames(plan, clip), slid(frames, plan.clip_frames, slides(plan, metadata))):
                 writer.write(chunk)
                 done += chunk.shape[0]
                 on_frames(done, plan.frames)
@@ -227,6 +241,11 @@ class Renderer:
         if plan.model != self.profile.served_as:
             raise RenderError(f"the plan is for model {plan.model}, this worker has {self.profile.served_as}")
 
+    def _check_part(self, plan: RenderPlan) -> None:
+        self._check_plan(plan)
+        if len(plan.segments) > 1:
+            raise RenderError(f"the plan has {len(plan.segments)} segments, which are made one by one")
+
     def _encode_text(self, text: str) -> TextStates:
         parts = self.checkpoint
         return encode_text(parts.tokenizer, parts.text_encoder, text, self.profile.text_len)
@@ -271,14 +290,6 @@ class Renderer:
         shape = (1, self.checkpoint.vae.config["z_dim"], latent_frames, *size)
         noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float32)
         return noise.to(self.device)
-
-
-def _metadata_for(plan: RenderPlan, path: Path) -> dict[str, str]:
-    """The file's metadata. Raises RenderError when it was made for another plan."""
-    metadata = read_metadata(path)
-    if metadata.get("plan") != plan.key:
-        raise RenderError(f"{path.name} was made for another plan")
-    return metadata
 
 
 def _clip_frames(plan: RenderPlan, clip: Path | None) -> Iterator[Tensor]:

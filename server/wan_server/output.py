@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Final
 
 from wan_pipelines.plan import RenderPlan, beyond_training
@@ -72,6 +73,7 @@ def _video_meta(job: Job, profile: Profile, made: Ingredients) -> Json:
             "sampled_frames": plan.sample_frames,
             **_clip_facts(plan),
             **_chain_facts(plan, facts),
+            **_segment_facts(plan, facts),
             "sampler": plan.sampler,
             "steps": len(plan.sigmas) - 1,
             "shift": plan.shift,
@@ -153,6 +155,26 @@ def _chain_facts(plan: RenderPlan, facts: Json) -> Json:
     # frame k of the video hears the sound at k / fps seconds, in every clip
     heard = {"seconds": facts["audio_seconds"], "offset_frames": 0}
     return {"sampled_frames": sum(clip.sampled for clip in clips), "clips": told, "driving_audio": heard}
+
+
+def _segment_facts(plan: RenderPlan, facts: Json) -> Json:
+    """How a video was put together out of samples that go on from each other."""
+    if len(plan.segments) < 2 or plan.chaining is None:
+        return {}
+    seams = facts.get("seams", [])
+    told = [
+        {
+            "frames": [segment.start, segment.stop],
+            "sampled_frames": segment.sampled,
+            "seed": segment.seed,
+            "overlap_frames": segment.prefix_frames,
+            "carried_latents": segment.carried,
+            **(seam or {}),
+        }
+        for segment, seam in zip_longest(plan.segments, [None, *seams])
+    ]
+    sampled = sum(segment.sampled for segment in plan.segments)
+    return {"sampled_frames": sampled, "chaining": plan.chaining.name, "segments": told}
 
 
 def _clip_notes(clip: Json, facts: Json, plan: RenderPlan) -> list[str]:

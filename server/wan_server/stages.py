@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wan_pipelines.plan import PlanError, PlanRequest, RenderPlan, make_plan, shape_role
 from wan_server import media
@@ -27,11 +27,15 @@ from wan_server.prompt_chat import Wish
 from wan_server.renderers import Renderers
 from wan_server.settings import Settings
 
+if TYPE_CHECKING:
+    from wan_pipelines.conditions import Media
+
 #: shape of a video from text alone, width / height
 TEXT_ASPECT = 16 / 9
 CONDITIONING = "conditioning.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
 LATENTS = "latents.safetensors"
+JOINED = "joined.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,44 +95,54 @@ class Stages:
 
     def encode(self, job: Job, plan: RenderPlan, prepared: dict[str, Any], report: Reporter) -> dict[str, Any]:
         """Text and media to conditioning tensors. Returns the renderer's report."""
-        from wan_pipelines.renderer import Media
-
         with ExitStack() as stack, self._work(job) as work:
-            renderer = self.renderers.of(job.model)
-            listens = {"driving_audio"} & set(renderer.profile.inputs)
-            given = {role: self._local(stack, prepared, role) for role in (*media.VISUAL, *listens)}
             out = work / CONDITIONING
-            facts = renderer.encode(plan, Media(**given), out, report.beat)
+            facts = self.renderers.of(job.model).encode(plan, self._given(stack, job, prepared), out, report.beat)
             self.files.scratch_put(job.id, CONDITIONING, out)
         return asdict(facts)
 
+    def go_on(self, job: Job, part: RenderPlan, prepared: dict[str, Any], report: Reporter) -> dict[str, Any]:
+        """The end of the segment before to conditioning tensors of this one. Returns what was done to its colours."""
+        from wan_pipelines.seams import Before, read_grade
+
+        with ExitStack() as stack, self._work(job) as work:
+            out = work / _of(CONDITIONING, part.number)
+            if not self.files.scratch_get(job.id, out.name, out):
+                before = Before(
+                    self._need(job, CONDITIONING, work), self._need(job, _of(LATENTS, part.number - 1), work)
+                )
+                renderer, given = self.renderers.of(job.model), self._given(stack, job, prepared)
+                renderer.go_on(part, given, before, out, report.beat)
+                self.files.scratch_put(job.id, out.name, out)
+            return {"colour": read_grade(out)}
+
     def denoise(self, job: Job, plan: RenderPlan, report: Reporter) -> None:
-        """Noise to latents; goes on from the last checkpoint when there is one."""
+        """Noise to latents of one sample; goes on from the last checkpoint when there is one."""
         with self._work(job) as work:
-            checkpoint = work / CHECKPOINT
-            self._need(job, CONDITIONING, work)
-            self.files.scratch_get(job.id, CHECKPOINT, checkpoint)
+            checkpoint, latents = (work / _of(name, plan.number) for name in (CHECKPOINT, LATENTS))
+            conditioning = self._need(job, _of(CONDITIONING, plan.number), work)
+            self.files.scratch_get(job.id, checkpoint.name, checkpoint)
             saved = _stamp(checkpoint)
 
             def on_step(step: int, steps: int) -> None:
                 nonlocal saved
                 if _stamp(checkpoint) != saved:
                     saved = _stamp(checkpoint)
-                    self.files.scratch_put(job.id, CHECKPOINT, checkpoint)
+                    self.files.scratch_put(job.id, checkpoint.name, checkpoint)
                 report.step(step, steps)
 
-            self.renderers.of(job.model).denoise(plan, work / CONDITIONING, work / LATENTS, on_step, checkpoint)
-            self.files.scratch_put(job.id, LATENTS, work / LATENTS)
+            self.renderers.of(job.model).denoise(plan, conditioning, latents, on_step, checkpoint)
+            self.files.scratch_put(job.id, latents.name, latents)
 
     def decode(self, job: Job, plan: RenderPlan, prepared: dict[str, Any], report: Reporter) -> dict[str, Any]:
         """Latents to an MP4 in the store. Returns `{file: id, facts}`."""
         with ExitStack() as stack, self._work(job) as work:
-            self._need(job, LATENTS, work)
+            latents = self._joined(job, plan, work)
             clip = self._local(stack, prepared, "first_clip")
             is_heard = clip is not None and prepared["probes"]["first_clip"]["has_audio"]
             sound = clip if is_heard else self._local(stack, prepared, "driving_audio")
             out = work / "video.mp4"
-            facts = self.renderers.of(job.model).decode(plan, work / LATENTS, out, sound, report.step, clip)
+            facts = self.renderers.of(job.model).decode(plan, latents, out, sound, report.step, clip)
             name = f"{job.app.rsplit('/', 1)[-1]}-{job.id[:8]}.mp4"
             record = self.files.ingest(out, filename=name, content_type="video/mp4", task_id=job.id, role="output")
         return {"file": record.id, "facts": asdict(facts)}
@@ -189,9 +203,27 @@ class Stages:
         file_id = prepared["files"].get(role)
         return None if file_id is None else stack.enter_context(self.files.local(file_id))
 
-    def _need(self, job: Job, name: str, work: Path) -> None:
+    def _given(self, stack: ExitStack, job: Job, prepared: dict[str, Any]) -> Media:
+        """The files that the model sees and hears."""
+        from wan_pipelines.renderer import Media
+
+        listens = {"driving_audio"} & set(self.renderers.profile(job.model).inputs)
+        return Media(**{role: self._local(stack, prepared, role) for role in (*media.VISUAL, *listens)})
+
+    def _joined(self, job: Job, plan: RenderPlan, work: Path) -> Path:
+        """The latents of the whole video."""
+        from wan_pipelines.seams import join
+
+        made = [self._need(job, _of(LATENTS, part.number), work) for part in plan.parts]
+        if len(made) == 1:
+            return made[0]
+        join(plan, made, work / JOINED)
+        return work / JOINED
+
+    def _need(self, job: Job, name: str, work: Path) -> Path:
         if not self.files.scratch_get(job.id, name, work / name):
             raise WanboxError(f"{name} of an earlier stage is gone from the store")
+        return work / name
 
     def _folder(self, job: Job) -> Path:
         return self.settings.data_dir / "work" / job.id
@@ -212,6 +244,11 @@ def _aspect(probes: dict[str, Probe]) -> float:
     if not probe.width or not probe.height:  # the check of the role refuses such files
         raise InvalidInput(f"input.{role}: has no size")
     return probe.width / probe.height
+
+
+def _of(name: str, number: int) -> str:
+    """The name of a file of the first sample as that of another one."""
+    return f"{number}-{name}" if number else name
 
 
 def _stamp(path: Path) -> int | None:

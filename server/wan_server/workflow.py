@@ -21,7 +21,7 @@ from wan_server import webhook
 from wan_server.errors import WanboxError
 from wan_server.job import Event, Job
 from wan_server.output import Ingredients
-from wan_server.progress import Pace, Reporter
+from wan_server.progress import WHOLE, Pace, Reporter, Share
 from wan_server.queue import PROGRESS_STREAM, RENDER_WORKFLOW, WEBHOOK_WORKFLOW, JobQueue
 from wan_server.records import given_up
 from wan_server.settings import Settings
@@ -120,18 +120,29 @@ class JobRunner:
         extension = self._step(job, "prompt", lambda report: stages.prompt(job, prepared, report))
         numbers = self._step(job, "plan", lambda _: stages.plan(job, prepared, extension).to_json())
         plan = RenderPlan.from_json(numbers)
-        encoded = self._step(job, "encode", lambda report: stages.encode(job, plan, prepared, report))
-        self._step(job, "denoise", lambda report: stages.denoise(job, plan, report))
+        encoded = self._step(job, "encode", lambda report: stages.encode(job, plan.parts[0], prepared, report))
+        seams = [self._sample(job, part, share, prepared) for part, share in shares(plan)]
         decoded = self._step(job, "decode", lambda report: stages.decode(job, plan, prepared, report))
-        made = Ingredients(numbers, prepared, extension, encoded, decoded["file"], decoded["facts"])
+        facts = {"seams": seams[1:]} if len(seams) > 1 else {}
+        made = Ingredients(numbers, prepared, extension, encoded, decoded["file"], decoded["facts"] | facts)
         return self._step(job, "publish", lambda _: stages.publish(job, made))
 
-    def _step(self, job: Job, name: str, work: Callable[[Reporter], T]) -> T:
-        return DBOS.run_step({"name": name}, lambda: self._guarded(job, name, work))
+    def _sample(self, job: Job, part: RenderPlan, share: Share, prepared: dict[str, Any]) -> dict[str, Any] | None:
+        """Noise to latents of one sample, told of the one before. Several are each tried once more, alone."""
 
-    def _guarded(self, job: Job, name: str, work: Callable[[Reporter], T]) -> T:
+        def work(report: Reporter) -> dict[str, Any] | None:
+            told = self.stages.go_on(job, part, prepared, report) if part.number else None
+            self.stages.denoise(job, part, report)
+            return told
+
+        return self._step(job, "denoise", work, share)
+
+    def _step(self, job: Job, name: str, work: Callable[[Reporter], T], share: Share = WHOLE) -> T:
+        return DBOS.run_step({"name": name}, lambda: self._guarded(job, name, work, share, tries=min(2, share.count)))
+
+    def _guarded(self, job: Job, name: str, work: Callable[[Reporter], T], share: Share, tries: int) -> T:
         """Run a stage; whatever goes wrong becomes the task's error and the worker lives on."""
-        report = Reporter(name, self._write, lambda: self._check(job), self.pace)
+        report = Reporter(name, self._write, lambda: self._check(job), self.pace, share=share)
         try:
             self._check(job)
             report.start()
@@ -144,6 +155,8 @@ class JobRunner:
         except Exception as error:
             logger.exception("task %s failed in %s", job.id, name)
             _leave_on_device_fault(error)
+            if tries > 1:
+                return self._guarded(job, name, work, share, tries - 1)
             raise JobFailed(f"internal error in the {name} stage: {type(error).__name__}: {error}") from error
 
     def _write(self, event: Event) -> None:
@@ -179,6 +192,13 @@ class JobRunner:
             time.sleep(0.05)
             state = self.queue.get(job_id)
         return state.job.options["webhook"], webhook.payload(state)
+
+
+def shares(plan: RenderPlan) -> list[tuple[RenderPlan, Share]]:
+    """The samples of a video, each with its share of the work."""
+    parts = plan.parts
+    of_segment = [segment.share for segment in plan.segments] or [(0.0, 1.0)]
+    return [(part, Share(part.number, len(parts), *share)) for part, share in zip(parts, of_segment, strict=True)]
 
 
 def _leave_on_device_fault(error: Exception) -> None:
