@@ -29,6 +29,8 @@ TORCH_FREE = {
     for name in (
         "profile",
         "plan",
+        "hd",
+        "noise_levels",
         "sizes",
         "errors",
         "placement",

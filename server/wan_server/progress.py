@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from wan_server.job import Event
@@ -39,6 +39,23 @@ ORDER: Final = tuple(PHASES)
 LINE_EVERY_S: Final = 0.25
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Which part of a phase is done, where one is done in several, and where it lies within the phase, in [0, 1]."""
+
+    number: int = 0
+    count: int = 1
+    starts: float = 0.0
+    ends: float = 1.0
+
+    @property
+    def size(self) -> float:
+        return self.ends - self.starts
+
+
+WHOLE: Final = Share()
+
+
 @dataclass(slots=True)
 class Pace:
     """Seconds that each phase took in the last job of this worker; lets the ETA look past the current phase."""
@@ -64,8 +81,10 @@ class Reporter:
         check: Callable[[], None],
         pace: Pace,
         clock: Callable[[], float] = time.time,
+        share: Share = WHOLE,
     ) -> None:
         self.phase = PHASES[phase]
+        self.share = share
         self.write = write
         self.check = check
         self.pace = pace
@@ -76,8 +95,13 @@ class Reporter:
         self.checked_at = float("-inf")
 
     def start(self) -> None:
-        """Say that the phase begins."""
-        self.write(self._event(self.phase.text, self.phase.starts))
+        """Say that the phase, or a part of it, begins."""
+        part = f", part {self.share.number + 1} of {self.share.count}" if self.share.number else ""
+        self.write(self._event(self.phase.text + part, self._percent(0.0)))
+
+    def rename(self, text: str) -> None:
+        """Call the phase otherwise from here on."""
+        self.phase = replace(self.phase, text=text)
 
     def beat(self) -> None:
         """Between pieces of work: only notice a cancel, a few times a second at most."""
@@ -87,7 +111,7 @@ class Reporter:
             self.check()
 
     def step(self, step: int, steps: int) -> None:
-        """`step` of `steps` is done."""
+        """`step` of `steps` is done; lines count the steps of all parts."""
         now = self.clock()
         if self.first_step is None:
             self.first_step = (now, step)
@@ -95,22 +119,28 @@ class Reporter:
             return self.check()
         self.written_at = now
         eta_s = self._eta(step, steps, now)
-        span = self.phase.ends - self.phase.starts
         left = "" if eta_s is None else f", about {eta_s:.0f} s left"
-        text = f"{self.phase.text}: {step} of {steps}{left}"
-        progress = self.phase.starts + int(span * step / steps)
-        return self.write(self._event(text, progress, step, steps, eta_s))
+        done, total = self.share.number * steps + step, self.share.count * steps
+        text = f"{self.phase.text}: {done} of {total}{left}"
+        return self.write(self._event(text, self._percent(step / steps), done, total, eta_s))
 
     def done(self) -> None:
-        """Remember how long the phase took."""
-        self.pace.seconds[self.phase.name] = self.clock() - self.began
+        """Remember how long the phase took; a part tells it for the whole."""
+        self.pace.seconds[self.phase.name] = (self.clock() - self.began) / self.share.size
 
     def _eta(self, step: int, steps: int, now: float) -> float | None:
         assert self.first_step is not None
         at, first = self.first_step
         if step <= first:  # one point gives no speed: the first step also warms up
             return None
-        return round((now - at) / (step - first) * (steps - step) + self.pace.after(self.phase.name), 1)
+        a_step = (now - at) / (step - first)
+        further = a_step * steps * (1 - self.share.ends) / self.share.size  # the parts that follow
+        return round(a_step * (steps - step) + further + self.pace.after(self.phase.name), 1)
+
+    def _percent(self, done: float) -> int:
+        """Progress of the job with so much of this part done."""
+        span = self.phase.ends - self.phase.starts
+        return self.phase.starts + int(span * (self.share.starts + self.share.size * done))
 
     def _event(
         self, text: str, progress: int, step: int | None = None, steps: int | None = None, eta_s: float | None = None

@@ -32,6 +32,9 @@ TEXT_ASPECT = 16 / 9
 CONDITIONING = "conditioning.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
 LATENTS = "latents.safetensors"
+BEGUN = "begun.safetensors"
+#: stands before the names of the files of a second pass
+FINE = "fine-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,52 +86,71 @@ class Stages:
             watermark=bool(job.input.get("watermark")),
             media=tuple(role for role in media.ROLES if role in probes),
             clip_seconds=clip.seconds if clip else None,
+            output_fps=self.settings.frame_rate,
+            hd_route=None if self.settings.hd_route == "profile" else self.settings.hd_route,
         )
         try:
             return make_plan(self.renderers.profile(job.model), request)
         except PlanError as error:
             raise InvalidInput(str(error)) from None
 
-    def encode(self, job: Job, plan: RenderPlan, prepared: dict[str, Any], report: Reporter) -> dict[str, Any]:
-        """Text and media to conditioning tensors. Returns the renderer's report."""
+    def encode(
+        self, job: Job, plan: RenderPlan, prepared: dict[str, Any], report: Reporter, of: str = ""
+    ) -> dict[str, Any]:
+        """Text and media to conditioning tensors. Returns the renderer's report. `of`: `FINE` for the second pass."""
         from wan_pipelines.renderer import Media
 
         with ExitStack() as stack, self._work(job) as work:
             renderer = self.renderers.of(job.model)
             listens = {"driving_audio"} & set(renderer.profile.inputs)
             given = {role: self._local(stack, prepared, role) for role in (*media.VISUAL, *listens)}
-            out = work / CONDITIONING
+            out = work / (of + CONDITIONING)
             facts = renderer.encode(plan, Media(**given), out, report.beat)
-            self.files.scratch_put(job.id, CONDITIONING, out)
+            self.files.scratch_put(job.id, out.name, out)
         return asdict(facts)
 
-    def denoise(self, job: Job, plan: RenderPlan, report: Reporter) -> None:
-        """Noise to latents; goes on from the last checkpoint when there is one."""
+    def denoise(self, job: Job, plan: RenderPlan, report: Reporter, of: str = "") -> None:
+        """Noise to latents; goes on from the last checkpoint when there is one. `of` as in `encode`."""
         with self._work(job) as work:
-            checkpoint = work / CHECKPOINT
-            self._need(job, CONDITIONING, work)
-            self.files.scratch_get(job.id, CHECKPOINT, checkpoint)
+            conditioning, checkpoint, latents = (work / (of + name) for name in (CONDITIONING, CHECKPOINT, LATENTS))
+            self._need(job, conditioning.name, work)
+            begun = self._need(job, BEGUN, work) if of else None
+            self.files.scratch_get(job.id, checkpoint.name, checkpoint)
             saved = _stamp(checkpoint)
 
             def on_step(step: int, steps: int) -> None:
                 nonlocal saved
                 if _stamp(checkpoint) != saved:
                     saved = _stamp(checkpoint)
-                    self.files.scratch_put(job.id, CHECKPOINT, checkpoint)
+                    self.files.scratch_put(job.id, checkpoint.name, checkpoint)
                 report.step(step, steps)
 
-            self.renderers.of(job.model).denoise(plan, work / CONDITIONING, work / LATENTS, on_step, checkpoint)
-            self.files.scratch_put(job.id, LATENTS, work / LATENTS)
+            self.renderers.of(job.model).denoise(plan, conditioning, latents, on_step, checkpoint, begun)
+            self.files.scratch_put(job.id, latents.name, latents)
+
+    def refine(self, job: Job, plan: RenderPlan, prepared: dict[str, Any], report: Reporter) -> dict[str, Any]:
+        """The small sample to latents of the size of the video: the second pass. Returns `encode`'s report."""
+        from wan_pipelines.refine import enlarge
+
+        report.rename("refining")
+        facts = self.encode(job, plan, prepared, report, FINE)
+        with self._work(job) as work:
+            begun = work / BEGUN
+            if not self.files.scratch_get(job.id, BEGUN, begun):
+                enlarge(self.renderers.of(job.model), plan, self._need(job, LATENTS, work), begun, report.beat)
+                self.files.scratch_put(job.id, BEGUN, begun)
+        self.denoise(job, plan, report, FINE)
+        return facts
 
     def decode(self, job: Job, plan: RenderPlan, prepared: dict[str, Any], report: Reporter) -> dict[str, Any]:
         """Latents to an MP4 in the store. Returns `{file: id, facts}`."""
         with ExitStack() as stack, self._work(job) as work:
-            self._need(job, LATENTS, work)
+            latents = self._need(job, FINE + LATENTS if plan.refine else LATENTS, work)
             clip = self._local(stack, prepared, "first_clip")
             is_heard = clip is not None and prepared["probes"]["first_clip"]["has_audio"]
             sound = clip if is_heard else self._local(stack, prepared, "driving_audio")
             out = work / "video.mp4"
-            facts = self.renderers.of(job.model).decode(plan, work / LATENTS, out, sound, report.step, clip)
+            facts = self.renderers.of(job.model).decode(plan.passes[-1], latents, out, sound, report.step, clip)
             name = f"{job.app.rsplit('/', 1)[-1]}-{job.id[:8]}.mp4"
             record = self.files.ingest(out, filename=name, content_type="video/mp4", task_id=job.id, role="output")
         return {"file": record.id, "facts": asdict(facts)}
@@ -189,9 +211,10 @@ class Stages:
         file_id = prepared["files"].get(role)
         return None if file_id is None else stack.enter_context(self.files.local(file_id))
 
-    def _need(self, job: Job, name: str, work: Path) -> None:
+    def _need(self, job: Job, name: str, work: Path) -> Path:
         if not self.files.scratch_get(job.id, name, work / name):
             raise WanboxError(f"{name} of an earlier stage is gone from the store")
+        return work / name
 
     def _folder(self, job: Job) -> Path:
         return self.settings.data_dir / "work" / job.id
