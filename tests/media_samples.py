@@ -65,6 +65,18 @@ def make_image(
     return path
 
 
+def make_deep_png(path: Path, pixels: np.ndarray) -> Path:
+    """Writes a PNG of 16 bits a channel from uint16 [height, width] or [height, width, 3 or 4], which Pillow cannot."""
+    layout = {2: "gray16be", 3: "rgb48be", 4: "rgba64be"}[pixels.shape[2] if pixels.ndim == 3 else 2]
+    with av.open(str(path), "w", format="image2", options={"update": "1"}) as container:
+        stream: Any = container.add_stream("png", rate=1)
+        stream.height, stream.width = pixels.shape[:2]
+        stream.pix_fmt = layout
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format=layout)))
+        container.mux(stream.encode())
+    return path
+
+
 def make_audio(
     path: Path,
     seconds: float = 3.0,

@@ -12,7 +12,7 @@ from tiny_checkpoint import CONCAT, TI2V, TWO_EXPERTS
 from wan_pipelines.conditioning import Conditioning, prepare_clean, prepare_concat
 from wan_pipelines.denoise import Experts, Guidance, denoise
 from wan_pipelines.errors import RenderError
-from wan_pipelines.plan import flow_sigmas
+from wan_pipelines.noise_levels import flow_sigmas
 from wan_pipelines.samplers import make_sampler
 
 pytest_plugins = ("pipeline_fixtures",)

@@ -30,6 +30,8 @@ TORCH_FREE = {
         "profile",
         "plan",
         "segments",
+        "hd",
+        "noise_levels",
         "sizes",
         "errors",
         "placement",

@@ -26,11 +26,12 @@ def notes(
     probes: dict[str, Any],
     given: dict[str, Any] | None = None,
     facts: dict[str, Any] = FACTS,
+    output_fps: int | None = None,
     **encoded: Any,
 ) -> list[str]:
     """Notes on a 2 s 720P job of 16:9, but for the one on the render scale."""
     profile = load_profile("tiny", find_config_dir())
-    plan = make_plan(profile, PlanRequest("a sea", None, "720P", 16 / 9, 2, seed=1))
+    plan = make_plan(profile, PlanRequest("a sea", None, "720P", 16 / 9, 2, seed=1, output_fps=output_fps))
     prepared = {"files": dict.fromkeys(probes, "f"), "probes": probes, "notes": ["from the media"]}
     made = Ingredients(plan.to_json(), prepared, {"note": None}, ENCODED | encoded, "f", facts)
     job = make_job(
@@ -71,6 +72,12 @@ def test_a_clip_of_another_rate_is_reported() -> None:
     assert notes({"first_clip": clip(fps=15.984)}, facts=sound) == []
     (note,) = notes({"first_clip": clip(fps=29.97)}, facts=sound)
     assert note.startswith("input.first_clip: has 29.97 frames per second, the video has 16;")
+
+
+def test_a_clip_is_compared_with_the_rate_of_the_file() -> None:
+    slow = {"first_clip": clip(fps=24.0, has_audio=False)}
+    assert len(notes(slow)) == 1
+    assert notes(slow, output_fps=24) == []
 
 
 def test_a_clip_whose_sound_ends_is_reported_and_a_silent_one_is_not() -> None:

@@ -8,7 +8,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
 from wan_pipelines.errors import PlanError
-from wan_pipelines.plan import flow_sigmas
+from wan_pipelines.noise_levels import flow_sigmas
 from wan_pipelines.samplers import make_sampler
 
 NAMES = ["euler", "unipc"]

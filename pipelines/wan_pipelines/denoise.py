@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wan_pipelines.conditioning import Conditioning
 from wan_pipelines.errors import RenderError
-from wan_pipelines.plan import TRAIN_TIMESTEPS
+from wan_pipelines.noise_levels import TRAIN_TIMESTEPS
 from wan_pipelines.s2v.transformer import WanS2VTransformer3DModel
 from wan_pipelines.samplers import Sampler
 

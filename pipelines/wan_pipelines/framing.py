@@ -21,11 +21,15 @@ def condition_image(picture: Image.Image, plan: RenderPlan) -> Tensor:
 
     Outside the window the edge is repeated; those rows and columns are cut off after decoding.
     """
+    return framed(cover_crop(picture, *plan.visible_size)[None] * 2 - 1, plan)[0]
+
+
+def framed(frames: Tensor, plan: RenderPlan) -> Tensor:
+    """The window [F, 3, height, width] inside the sample: [F, 3, sample height, sample width], its edge repeated."""
     width, height = plan.visible_size
     left, top = _margins(plan)
     right, bottom = plan.sample_width - width - left, plan.sample_height - height - top
-    pixels = cover_crop(picture, width, height) * 2 - 1
-    return functional.pad(pixels[None], (left, right, top, bottom), mode="replicate")[0]
+    return functional.pad(frames, (left, right, top, bottom), mode="replicate")
 
 
 def visible(frames: Tensor, plan: RenderPlan) -> Tensor:

@@ -22,6 +22,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from wan_kernels.color import rgb_to_i420, rgb_to_yuv444
 from wan_pipelines.audio import RATE, SoundReader
 from wan_pipelines.errors import RenderError
+from wan_pipelines.retime import Retimer, Retiming
 from wan_pipelines.watermark import Watermark
 
 #: pixels converted at once, so that memory does not follow the length of a chunk
@@ -49,12 +50,16 @@ class Mp4Spec:
     #: quality of libx264, lower is better
     crf: int = 18
     preset: str = "veryfast"
+    #: how frames that come at another rate become those of the file
+    retiming: Retiming | None = None
 
     def __post_init__(self) -> None:
         if self.width % 2 or self.height % 2:
             raise ValueError(f"H.264 in 4:2:0 needs even sides (got {self.width}x{self.height})")
         if min(self.width, self.height, self.frames, self.fps) <= 0:
             raise ValueError("width, height, fps and frames must be positive")
+        if self.retiming and (self.retiming.shown, self.retiming.shown_frames) != (self.fps, self.frames):
+            raise ValueError("fps and frames must be those that the retiming gives")
 
     @property
     def rate(self) -> Fraction:
@@ -63,6 +68,11 @@ class Mp4Spec:
     @property
     def seconds(self) -> float:
         return float(self.frames / self.rate)
+
+    @property
+    def incoming(self) -> int:
+        """Frames that must be written."""
+        return self.retiming.incoming if self.retiming else self.frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +102,9 @@ class Mp4Writer:
     def __init__(self, path: Path, spec: Mp4Spec) -> None:
         self.path, self.spec = path, spec
         self._part = path.with_name(f".{path.name}.part")
+        self._came = 0
         self._done = 0
+        self._retimer = Retimer(spec.retiming) if spec.retiming else None
         self._facts: VideoFacts | None = None
         self._scaler = VideoReformatter()
         self._mark = Watermark(spec.width, spec.height) if spec.watermark else None
@@ -120,10 +132,12 @@ class Mp4Writer:
 
         Raises FrameCountError when more come than were announced.
         """
-        if self._done + len(frames) > self.spec.frames:
-            raise FrameCountError(f"{self._done + len(frames)} frames came, {self.spec.frames} were announced")
+        self._came += len(frames)
+        if self._came > self.spec.incoming:
+            raise FrameCountError(f"{self._came} frames came, {self.spec.incoming} were announced")
         for frame in self._yuv_frames(frames):
-            self._encode(frame)
+            for shown in (frame,) if self._retimer is None else self._retimer.push(frame):
+                self._encode(shown)
 
     @property
     def facts(self) -> VideoFacts:
@@ -170,8 +184,10 @@ class Mp4Writer:
             self._sound.advance(float(self._done / self.spec.rate))
 
     def _finish(self) -> None:
-        if self._done != self.spec.frames:
-            raise FrameCountError(f"{self._done} frames came, {self.spec.frames} were announced")
+        if self._came != self.spec.incoming:
+            raise FrameCountError(f"{self._came} frames came, {self.spec.incoming} were announced")
+        for frame in self._retimer.finish() if self._retimer else ():
+            self._encode(frame)
         self._container.mux(self._video.encode())
         if self._sound is not None:
             self._sound.finish()

@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from wan_pipelines.errors import PlanError
+from wan_pipelines.hd import Refine, Route
 from wan_pipelines.lengths import count_frames
+from wan_pipelines.noise_levels import flow_sigmas, shifted, unshifted
 from wan_pipelines.profile import Profile
 from wan_pipelines.s2v.clips import Chain, ChainSpec, make_chain
 from wan_pipelines.segments import Chaining, Segment
 from wan_pipelines.sizes import output_size, sample_size, visible_size
 
-#: noise levels of training; timesteps are sigma times this
-TRAIN_TIMESTEPS = 1000
 #: what a video can begin with
 STARTS = ("first_frame", "first_clip")
 #: sizes are rounded up to the model's grid, which is no news
@@ -42,6 +42,10 @@ class PlanRequest:
     media: tuple[str, ...] = ("first_frame",)
     #: length of first_clip
     clip_seconds: float | None = None
+    #: frames per second of the file; None is the model's own rate
+    output_fps: int | None = None
+    #: how 1080P is made, where the profile has both ways; None is the profile's default
+    hd_route: Route | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ class RenderPlan:
     sample_height: int
     fps: int
     seconds: int
-    #: frames of the video: fps * seconds
+    #: frames of the video at the model's rate: fps * seconds
     frames: int
     #: frames that are sampled in one go: the smallest 4n+1 that covers the prefix and what is new; or the longest clip
     #: or segment
@@ -82,6 +86,10 @@ class RenderPlan:
     chaining: Chaining | None = None
     #: the samples that make up the video, one or several; empty without `chaining`
     segments: tuple[Segment, ...] = ()
+    #: frames per second of the file, where it is another rate than the model's
+    output_fps: int | None = None
+    #: the smaller sample that this one refines; None samples from noise alone
+    refine: Refine | None = None
 
     @property
     def parts(self) -> tuple[RenderPlan, ...]:
@@ -103,6 +111,24 @@ class RenderPlan:
             sample_frames=segment.sampled,
             segments=(segment,),
         )
+
+    @property
+    def passes(self) -> tuple[RenderPlan, ...]:
+        """What is sampled one after the other: this plan alone, or a smaller one and then its refinement."""
+        if self.refine is None:
+            return (self,)
+        small = {"sample_width": self.refine.sample_width, "sample_height": self.refine.sample_height}
+        return replace(self, refine=None, **small), replace(self, refine=None, sigmas=self.refine.sigmas)
+
+    @property
+    def shown_fps(self) -> int:
+        """Frames per second of the file."""
+        return self.output_fps or self.fps
+
+    @property
+    def shown_frames(self) -> int:
+        """Frames of the file, where `frames` counts those that the model makes."""
+        return self.frames * self.shown_fps // self.fps
 
     @property
     def clips(self) -> Chain | None:
@@ -133,12 +159,13 @@ class RenderPlan:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RenderPlan:
-        chain, chaining = data.get("chain"), data.get("chaining")
+        chain, chaining, refine = data.get("chain"), data.get("chaining"), data.get("refine")
         made = {
             "sigmas": tuple(data["sigmas"]),
             "chain": ChainSpec(**chain) if chain else None,
             "chaining": Chaining(**chaining) if chaining else None,
             "segments": tuple(Segment.from_json(segment) for segment in data.get("segments", ())),
+            "refine": Refine(**{**refine, "sigmas": tuple(refine["sigmas"])}) if refine else None,
         }
         return cls(**{**data, **made})
 
@@ -167,6 +194,8 @@ def make_plan(profile: Profile, request: PlanRequest) -> RenderPlan:
         guidance_low=profile.guidance_low,
         boundary=profile.boundary,
         watermark=request.watermark,
+        output_fps=None if request.output_fps == profile.fps else request.output_fps,
+        refine=_plan_refine(profile, request),
         **counts,
     )
 
@@ -207,21 +236,16 @@ def plan_sigmas(profile: Profile) -> tuple[float, ...]:
     return flow_sigmas(profile.sampler, profile.steps, profile.shift)
 
 
-def flow_sigmas(sampler: str, steps: int, shift: float) -> tuple[float, ...]:
-    """Noise levels of a flow-matching schedule: evenly spaced from 1, then shifted, then a final 0.
-
-    Euler spaces down to 0 (Wan 2.2 `get_sampling_sigmas`; four steps at shift 5 are t = 1000, 937.5, 833.3, 625,
-    what the step-distilled weights were trained on). UniPC spaces down to the last training level, 1/1000, as
-    diffusers does.
-    """
-    last = 1 / TRAIN_TIMESTEPS if sampler == "unipc" else 0.0
-    step = (last - 1.0) / steps
-    return shifted([i * step + 1.0 for i in range(steps)], shift)
-
-
-def shifted(levels: Sequence[float], shift: float) -> tuple[float, ...]:
-    """Noise levels after the time shift of flow matching, with a final 0 behind them."""
-    return (*(shift * level / (1 + (shift - 1) * level) for level in levels), 0.0)
+def _plan_refine(profile: Profile, request: PlanRequest) -> Refine | None:
+    """What is sampled before, where 1080P is made in two passes."""
+    how = profile.refinement
+    if how is None or request.resolution != "1080P":
+        return None
+    if (request.hd_route or ("refine" if how.default else "direct")) == "direct":
+        return None
+    small = sample_size(*output_size("720P", request.aspect), profile.size_multiple, None)
+    first = unshifted(how.strength, profile.shift)
+    return Refine(*small, sigmas=flow_sigmas(profile.sampler, how.steps, profile.shift, first))
 
 
 def beyond_training(profile: Profile, plan: RenderPlan) -> tuple[str, ...]:
@@ -242,10 +266,9 @@ def beyond_training(profile: Profile, plan: RenderPlan) -> tuple[str, ...]:
     if profile.trained_sizes:
         largest = max(profile.trained_sizes, key=_area)
         if plan.sample_width * plan.sample_height > SIZE_SLACK * _area(largest):
-            notes.append(
-                f"input.resolution: model {profile.name} was trained on up to {largest} and worked at "
-                f"{plan.sample_width}x{plan.sample_height}; things may be doubled or blurred"
-            )
+            size = f"{plan.sample_width}x{plan.sample_height}"
+            how = f"refined details at {size}" if plan.refine else f"worked at {size}; things may be doubled or blurred"
+            notes.append(f"input.resolution: model {profile.name} was trained on up to {largest} and {how}")
     return tuple(notes)
 
 

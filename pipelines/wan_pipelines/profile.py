@@ -17,7 +17,9 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
+from wan_pipelines.bad_values import explain
 from wan_pipelines.errors import ProfileError
+from wan_pipelines.hd import Refinement
 
 Role = Literal["first_frame", "last_frame", "driving_audio", "first_clip"]
 WeightsFrom = Literal["shipped", "random", "repository"]
@@ -66,6 +68,7 @@ class Preset:
     own_weights: bool | None = None
     chaining: Literal["prefix", "latents", "svi"] | None = None
     prefix_frames: Annotated[int | None, Field(ge=1)] = None
+    refinement: Refinement | None = None
 
     @model_validator(mode="after")
     def _check_together(self) -> Preset:
@@ -140,6 +143,8 @@ class Profile:
     boundary: Annotated[float | None, Field(gt=0, lt=1)] = None
     #: pixel budget of the sample; None samples at the output size
     sample_pixels: Annotated[int | None, Field(ge=1024)] = None
+    #: how 1080P is made from a sample at 720P; None samples at the larger size only
+    refinement: Refinement | None = None
     #: tokens of text the cross attention sees
     text_len: Annotated[int, Field(ge=8)] = 512
     #: used when the caller sends none
@@ -178,6 +183,8 @@ class Profile:
             raise ValueError(f"presets.{QUALITY}: stands at the top level")
         if self.sample_pixels is not None and self.sample_pixels < self.size_multiple**2:
             raise ValueError(f"sample_pixels: must be at least size_multiple squared ({self.size_multiple**2})")
+        if self.refinement is not None:
+            self.refinement.check(self.boundary, has_one_size=bool(self.sample_pixels or self.clip_frames))
         return self
 
     @model_validator(mode="after")
@@ -282,19 +289,4 @@ def _parse(path: Path) -> Profile:
     except tomllib.TOMLDecodeError as error:
         raise ProfileError(f"{path}: {error}") from error
     except ValidationError as error:
-        raise ProfileError(f"{path}: {'; '.join(_lines(error))}") from error
-
-
-def _lines(error: ValidationError) -> list[str]:
-    lines = []
-    for item in error.errors(include_url=False):
-        where = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "value_error":
-            lines.append(item["msg"].removeprefix("Value error, "))
-        elif item["type"] == "unexpected_keyword_argument":
-            lines.append(f"{where}: unknown key")
-        elif item["type"] == "missing":
-            lines.append(f"{where}: is missing")
-        else:
-            lines.append(f"{where}: {item['msg']} (got {item['input']!r})")
-    return lines
+        raise ProfileError(f"{path}: {'; '.join(explain(error))}") from error

@@ -16,21 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wan_pipelines.clip import shown_frames, upright
+from wan_pipelines.clip_frames import clip_frames, retiming
 from wan_pipelines.colour import slid
 from wan_pipelines.conditioning import Conditioning
 from wan_pipelines.conditions import Known, Media, Texts, check_clip, read_known, read_last, show, tell
 from wan_pipelines.denoise import Guidance, denoise
 from wan_pipelines.errors import RenderError
 from wan_pipelines.framing import frames_between, visible
+from wan_pipelines.hd import second_seed
 from wan_pipelines.load import Checkpoint, ensure_checkpoint, silence_progress_bars
 from wan_pipelines.mp4 import Mp4Spec, Mp4Writer, VideoFacts
 from wan_pipelines.peaks import Stage
-from wan_pipelines.pixels import cover_crop
 from wan_pipelines.placed import LoadOptions, Placed, load_placed
 from wan_pipelines.placement import Placement
 from wan_pipelines.plan import RenderPlan, check_media
 from wan_pipelines.profile import TEMPORAL_STRIDE, Profile
+from wan_pipelines.refine import noised
 from wan_pipelines.resume import Bookmark
 from wan_pipelines.s2v.chain_render import ChainRender
 from wan_pipelines.s2v.clips import Chain, Clip
@@ -139,8 +140,11 @@ class Renderer:
         out: Path,
         on_step: Callable[[int, int], None],
         checkpoint: Path | None = None,
+        begun: Path | None = None,
     ) -> None:
         """Noise to latents in `out`. `on_step(done, steps)` comes after each step and may raise.
+
+        The second of two passes (`RenderPlan.passes`) begins with `begun`, the latents of the first, enlarged.
 
         Between two clips of a chain it comes again and again with the same numbers. When `checkpoint` was written for
         the same plan and media, goes on from there; any other one is ignored.
@@ -151,8 +155,10 @@ class Renderer:
         conditions = Conditioning(**load_tensors(conditioning, self.device))
         mark = Bookmark(checkpoint, metadata, self.checkpoint_every_s)
         if plan.clips is None:
-            noise = self._noise(plan, plan.seed, (plan.sample_frames - 1) // TEMPORAL_STRIDE + 1)
-            made = {"latents": self._sample(plan, noise, conditions, mark, lambda done: on_step(done, plan.steps))}
+            seed = plan.seed if begun is None else second_seed(plan.seed)
+            noise = self._noise(plan, seed, (plan.sample_frames - 1) // TEMPORAL_STRIDE + 1)
+            start = noise if begun is None else noised(load_tensors(begun, self.device)["latents"], plan, noise)
+            made = {"latents": self._sample(plan, start, conditions, mark, lambda done: on_step(done, plan.steps))}
         else:
             made = self._sample_clips(plan, plan.clips, conditions, mark, on_step)
         save_tensors(out, made, metadata)
@@ -176,13 +182,14 @@ class Renderer:
         metadata = metadata_for(plan, latents)
         self.place(plan, int(metadata["known"]))
         frames = self._new_frames(plan, load_tensors(latents, torch.device("cpu")))
-        spec = Mp4Spec(plan.width, plan.height, plan.fps, plan.frames, sound=sound, watermark=plan.watermark)
+        shown = (plan.width, plan.height, plan.shown_fps, plan.shown_frames)
+        spec = Mp4Spec(*shown, sound=sound, watermark=plan.watermark, retiming=retiming(plan))
         with self._stage("decode"), Mp4Writer(out, spec) as writer:
             done = 0
-            for chunk in chain(_clip_frames(plan, clip), slid(frames, plan.clip_frames, slides(plan, metadata))):
+            for chunk in chain(clip_frames(plan, clip), slid(frames, plan.clip_frames, slides(plan, metadata))):
                 writer.write(chunk)
                 done += chunk.shape[0]
-                on_frames(done, plan.frames)
+                on_frames(done, spec.incoming)
         return writer.facts
 
     def _sample(
@@ -290,10 +297,3 @@ class Renderer:
         shape = (1, self.checkpoint.vae.config["z_dim"], latent_frames, *size)
         noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float32)
         return noise.to(self.device)
-
-
-def _clip_frames(plan: RenderPlan, clip: Path | None) -> Iterator[Tensor]:
-    """The clip's frames at the size of the video, [1, 3, height, width] in [0, 1] each."""
-    if clip is not None:
-        for frame in shown_frames(clip, plan.fps, plan.clip_frames):
-            yield cover_crop(upright(frame), plan.width, plan.height)[None]

@@ -11,7 +11,7 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 from torch import Tensor
 
 from wan_pipelines.errors import PlanError
-from wan_pipelines.plan import TRAIN_TIMESTEPS
+from wan_pipelines.noise_levels import TRAIN_TIMESTEPS
 
 
 class Sampler(Protocol):

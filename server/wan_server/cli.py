@@ -34,6 +34,7 @@ Models = Annotated[
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda. [auto]")]
+OutputFps = Annotated[str | None, typer.Option("--fps", help="Frames per second: native, 24 or 30. [native]")]
 
 
 @app.command()
@@ -85,6 +86,7 @@ def render(
     data_dir: DataDir = None,
     models: Models = None,
     device: Device = None,
+    output_fps: OutputFps = None,
 ) -> None:
     """Render inputs without a server. Run it again to go on: what is done is skipped, what failed is tried again."""
     with _explained():
@@ -95,6 +97,7 @@ def render(
             "weights_dir": usual.weights.resolve(),
             "models": models,
             "device": device,
+            "output_fps": output_fps,
         }
         from wan_server.render import render as run
         from wan_server.served import settle

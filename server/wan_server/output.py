@@ -68,9 +68,11 @@ def _video_meta(job: Job, profile: Profile, made: Ingredients) -> Json:
             **_set_facts(job, profile),
             "seed": plan.seed,
             "frames": facts["frames"],
+            **_rate_facts(plan),
             "sampled_width": plan.sample_width,
             "sampled_height": plan.sample_height,
             "sampled_frames": plan.sample_frames,
+            **_route_facts(plan),
             **_clip_facts(plan),
             **_chain_facts(plan, facts),
             **_segment_facts(plan, facts),
@@ -138,6 +140,27 @@ def _clip_facts(plan: RenderPlan) -> Json:
     return {"clip_frames": plan.clip_frames, "prefix_frames": plan.prefix_frames} if plan.clip_frames else {}
 
 
+def _route_facts(plan: RenderPlan) -> Json:
+    """Whether the video was sampled at its size from the start, or refined from a smaller sample."""
+    if plan.refine is None:
+        return {"route": "direct"}
+    spec = plan.refine
+    small = f"{spec.sample_width}x{spec.sample_height}"
+    return {
+        "route": "refine",
+        "refined_from": small,
+        "refine_strength": round(spec.sigmas[0], 4),
+        "refine_steps": len(spec.sigmas) - 1,
+    }
+
+
+def _rate_facts(plan: RenderPlan) -> Json:
+    """The rate that the model works at, and how its frames became those of the file."""
+    if plan.output_fps is None:
+        return {"native_fps": plan.fps}
+    return {"native_fps": plan.fps, "native_frames": plan.frames, "interpolation": "minterpolate"}
+
+
 def _chain_facts(plan: RenderPlan, facts: Json) -> Json:
     """How a video was put together out of clips, and which of its frames heard what."""
     if plan.clips is None:
@@ -179,9 +202,9 @@ def _segment_facts(plan: RenderPlan, facts: Json) -> Json:
 
 def _clip_notes(clip: Json, facts: Json, plan: RenderPlan) -> list[str]:
     notes = []
-    if clip["fps"] and abs(clip["fps"] / plan.fps - 1) > RATE_SLACK:
+    if clip["fps"] and abs(clip["fps"] / plan.shown_fps - 1) > RATE_SLACK:
         notes.append(
-            f"input.first_clip: has {clip['fps']:g} frames per second, the video has {plan.fps}; "
+            f"input.first_clip: has {clip['fps']:g} frames per second, the video has {plan.shown_fps}; "
             "frames of it were left out or shown twice"
         )
     if clip["has_audio"] and facts["audio_seconds"] < plan.seconds - SOUND_SLACK_S:

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import resource
-import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,18 +18,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wan_server.probe_image import inspect_image
 from wan_server.sniff import Magic, sniff
 
 if TYPE_CHECKING:
     from av.container import InputContainer
-    from PIL.Image import Image
 
 ADDRESS_SPACE = 3 * 1024**3
-MAX_IMAGE_PIXELS = 8000 * 8000
 MAX_FRAME_PIXELS = 8192 * 8192
 MAX_DECODE_PACKETS = 500
 MAX_PACKETS = 2_000_000
-ORIENTATION_TAG = 0x0112  # EXIF; 5 to 8 swap width and height
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,47 +102,12 @@ def inspect(path: Path) -> Probe:
     known = Probe(magic.kind, magic.format, size)
     if not magic.reader:
         return known if magic.kind != "unknown" else replace(known, error=f"{magic.format} is not media")
-    inspect_kind = _inspect_image if magic.kind == "image" else _inspect_streams
+    inspect_kind = inspect_image if magic.kind == "image" else _inspect_streams
     return inspect_kind(path, magic, known)
 
 
 def _unreadable(known: Probe, reason: str) -> Probe:
     return replace(known, kind="unknown", error=reason)
-
-
-def _inspect_image(path: Path, magic: Magic, known: Probe) -> Probe:
-    from PIL import Image
-
-    Image.MAX_IMAGE_PIXELS = None  # `_describe_image` checks before decoding and can tell the size
-    try:
-        with Image.open(path, formats=[magic.reader]) as image:
-            return _describe_image(image, known)
-    except (OSError, SyntaxError, ValueError, IndexError, TypeError, struct.error) as error:
-        return _unreadable(known, f"the image cannot be decoded ({type(error).__name__})")
-    except MemoryError:
-        return _unreadable(known, "the image needs too much memory")
-
-
-def _describe_image(image: Image, known: Probe) -> Probe:
-    width, height = image.size
-    sized = replace(known, width=width, height=height)
-    if width * height > MAX_IMAGE_PIXELS:
-        return replace(sized, error=f"more than {MAX_IMAGE_PIXELS} pixels")
-    # a JPEG with a second picture (MPO, from phones) is not an animation
-    if known.format != "jpeg" and getattr(image, "is_animated", False):
-        return replace(sized, error="animated")
-    image.load()
-    if image.getexif().get(ORIENTATION_TAG) in (5, 6, 7, 8):
-        sized = replace(sized, width=height, height=width)
-    return replace(sized, has_alpha=_is_see_through(image))
-
-
-def _is_see_through(image: Image) -> bool:
-    if "A" not in image.getbands() and "transparency" not in image.info:
-        return False
-    alpha = image if "A" in image.getbands() else image.convert("RGBA")
-    lowest = alpha.getchannel("A").getextrema()[0]
-    return isinstance(lowest, int | float) and lowest < 255
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from wan_server.job import Event
@@ -98,6 +98,10 @@ class Reporter:
         """Say that the phase, or a part of it, begins."""
         part = f", part {self.share.number + 1} of {self.share.count}" if self.share.number else ""
         self.write(self._event(self.phase.text + part, self._percent(0.0)))
+
+    def rename(self, text: str) -> None:
+        """Call the phase otherwise from here on."""
+        self.phase = replace(self.phase, text=text)
 
     def beat(self) -> None:
         """Between pieces of work: only notice a cancel, a few times a second at most."""

@@ -49,7 +49,7 @@ class Batch:
         """Submit a job, or find it where an earlier run left it. A refusal becomes a failed manifest."""
         found = read_manifest(self.out, job.name)
         try:
-            digest = job.digest(",".join(self.submitter.settings.served))
+            digest = job.digest(_maker(self.submitter.settings))
             if found is not None and found.digest == digest:
                 if found.is_done(self.out):
                     return found
@@ -108,6 +108,12 @@ class Batch:
         with self.files.local(file_id) as path:
             shutil.copyfile(path, partial)
         partial.replace(target)
+
+
+def _maker(settings: Settings) -> str:
+    """What decides a video besides its job; another one makes it anew."""
+    rate = "" if settings.frame_rate is None else f"@{settings.frame_rate}"
+    return ",".join(settings.served) + rate
 
 
 def render(settings: Settings, environment: Mapping[str, str], jobs_file: Path, out: Path) -> int:

@@ -63,6 +63,10 @@ class Settings(BaseSettings):
     fetch_timeout_s: float = Field(120, gt=0)
     upload_url_ttl_s: int = Field(3600, ge=1)
 
+    #: frames per second of videos: the model's own, or interpolated to one of the usual rates
+    output_fps: Literal["native", "24", "30"] = "native"
+    #: how 1080P is made: as the profile says, at once, or by refining a sample at 720P where the profile can
+    hd_route: Literal["profile", "direct", "refine"] = "profile"
     #: the page's prose: 1080P at most 10 s, first+last frame at most 5 s
     hosted_page_caps: bool = False
 
@@ -133,6 +137,11 @@ class Settings(BaseSettings):
     def served(self) -> tuple[str, ...]:
         """Names of the models that this server serves, in the order in which they are asked."""
         return (self.model,) if self.model else self.models
+
+    @property
+    def frame_rate(self) -> int | None:
+        """Frames per second of videos; None is the model's own rate."""
+        return None if self.output_fps == "native" else int(self.output_fps)
 
     @property
     def database(self) -> str:

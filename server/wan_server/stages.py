@@ -36,6 +36,9 @@ CONDITIONING = "conditioning.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
 LATENTS = "latents.safetensors"
 JOINED = "joined.safetensors"
+BEGUN = "begun.safetensors"
+#: stands before the names of the files of a second pass
+FINE = "fine-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,40 +90,46 @@ class Stages:
             watermark=bool(job.input.get("watermark")),
             media=tuple(role for role in media.ROLES if role in probes),
             clip_seconds=clip.seconds if clip else None,
+            output_fps=self.settings.frame_rate,
+            hd_route=None if self.settings.hd_route == "profile" else self.settings.hd_route,
         )
         try:
             return make_plan(self.renderers.profile(job.model), request)
         except PlanError as error:
             raise InvalidInput(str(error)) from None
 
-    def encode(self, job: Job, plan: RenderPlan, prepared: dict[str, Any], report: Reporter) -> dict[str, Any]:
-        """Text and media to conditioning tensors. Returns the renderer's report."""
+    def encode(
+        self, job: Job, plan: RenderPlan, prepared: dict[str, Any], report: Reporter, of: str = ""
+    ) -> dict[str, Any]:
+        """Text and media to conditioning tensors. Returns the renderer's report. `of`: `FINE` for the second pass."""
         with ExitStack() as stack, self._work(job) as work:
-            out = work / CONDITIONING
+            out = work / (of + CONDITIONING)
             facts = self.renderers.of(job.model).encode(plan, self._given(stack, job, prepared), out, report.beat)
-            self.files.scratch_put(job.id, CONDITIONING, out)
+            self.files.scratch_put(job.id, out.name, out)
         return asdict(facts)
 
-    def go_on(self, job: Job, part: RenderPlan, prepared: dict[str, Any], report: Reporter) -> dict[str, Any]:
+    def go_on(
+        self, job: Job, part: RenderPlan, prepared: dict[str, Any], report: Reporter, of: str = ""
+    ) -> dict[str, Any]:
         """The end of the segment before to conditioning tensors of this one. Returns what was done to its colours."""
         from wan_pipelines.seams import Before, read_grade
 
         with ExitStack() as stack, self._work(job) as work:
-            out = work / _of(CONDITIONING, part.number)
+            out = work / _of(CONDITIONING, part.number, of)
             if not self.files.scratch_get(job.id, out.name, out):
-                before = Before(
-                    self._need(job, CONDITIONING, work), self._need(job, _of(LATENTS, part.number - 1), work)
-                )
+                latents = self._need(job, _of(LATENTS, part.number - 1, of), work)
+                before = Before(self._need(job, of + CONDITIONING, work), latents)
                 renderer, given = self.renderers.of(job.model), self._given(stack, job, prepared)
                 renderer.go_on(part, given, before, out, report.beat)
                 self.files.scratch_put(job.id, out.name, out)
             return {"colour": read_grade(out)}
 
-    def denoise(self, job: Job, plan: RenderPlan, report: Reporter) -> None:
-        """Noise to latents of one sample; goes on from the last checkpoint when there is one."""
+    def denoise(self, job: Job, plan: RenderPlan, report: Reporter, of: str = "") -> None:
+        """Noise to latents of one sample; goes on from the last checkpoint when there is one. `of` as in `encode`."""
         with self._work(job) as work:
-            checkpoint, latents = (work / _of(name, plan.number) for name in (CHECKPOINT, LATENTS))
-            conditioning = self._need(job, _of(CONDITIONING, plan.number), work)
+            checkpoint, latents = (work / _of(name, plan.number, of) for name in (CHECKPOINT, LATENTS))
+            conditioning = self._need(job, _of(CONDITIONING, plan.number, of), work)
+            begun = self._need(job, _of(BEGUN, plan.number), work) if of else None
             self.files.scratch_get(job.id, checkpoint.name, checkpoint)
             saved = _stamp(checkpoint)
 
@@ -131,18 +140,34 @@ class Stages:
                     self.files.scratch_put(job.id, checkpoint.name, checkpoint)
                 report.step(step, steps)
 
-            self.renderers.of(job.model).denoise(plan, conditioning, latents, on_step, checkpoint)
+            self.renderers.of(job.model).denoise(plan, conditioning, latents, on_step, checkpoint, begun)
             self.files.scratch_put(job.id, latents.name, latents)
+
+    def refine(self, job: Job, part: RenderPlan, prepared: dict[str, Any], report: Reporter) -> dict[str, Any]:
+        """A small sample to latents of the size of the video: the second pass. Returns as `encode` or `go_on` do."""
+        from wan_pipelines.refine import enlarge
+
+        report.rename("refining")
+        told = (self.go_on if part.number else self.encode)(job, part, prepared, report, FINE)
+        with self._work(job) as work:
+            begun = work / _of(BEGUN, part.number)
+            if not self.files.scratch_get(job.id, begun.name, begun):
+                small = self._need(job, _of(LATENTS, part.number), work)
+                enlarge(self.renderers.of(job.model), part, small, begun, report.beat)
+                self.files.scratch_put(job.id, begun.name, begun)
+        self.denoise(job, part, report, FINE)
+        return told
 
     def decode(self, job: Job, plan: RenderPlan, prepared: dict[str, Any], report: Reporter) -> dict[str, Any]:
         """Latents to an MP4 in the store. Returns `{file: id, facts}`."""
         with ExitStack() as stack, self._work(job) as work:
-            latents = self._joined(job, plan, work)
+            last = plan.passes[-1]
+            latents = self._joined(job, last, work, FINE if plan.refine else "")
             clip = self._local(stack, prepared, "first_clip")
             is_heard = clip is not None and prepared["probes"]["first_clip"]["has_audio"]
             sound = clip if is_heard else self._local(stack, prepared, "driving_audio")
             out = work / "video.mp4"
-            facts = self.renderers.of(job.model).decode(plan, latents, out, sound, report.step, clip)
+            facts = self.renderers.of(job.model).decode(last, latents, out, sound, report.step, clip)
             name = f"{job.app.rsplit('/', 1)[-1]}-{job.id[:8]}.mp4"
             record = self.files.ingest(out, filename=name, content_type="video/mp4", task_id=job.id, role="output")
         return {"file": record.id, "facts": asdict(facts)}
@@ -210,11 +235,11 @@ class Stages:
         listens = {"driving_audio"} & set(self.renderers.profile(job.model).inputs)
         return Media(**{role: self._local(stack, prepared, role) for role in (*media.VISUAL, *listens)})
 
-    def _joined(self, job: Job, plan: RenderPlan, work: Path) -> Path:
+    def _joined(self, job: Job, plan: RenderPlan, work: Path, of: str) -> Path:
         """The latents of the whole video."""
         from wan_pipelines.seams import join
 
-        made = [self._need(job, _of(LATENTS, part.number), work) for part in plan.parts]
+        made = [self._need(job, _of(LATENTS, part.number, of), work) for part in plan.parts]
         if len(made) == 1:
             return made[0]
         join(plan, made, work / JOINED)
@@ -246,9 +271,9 @@ def _aspect(probes: dict[str, Probe]) -> float:
     return probe.width / probe.height
 
 
-def _of(name: str, number: int) -> str:
-    """The name of a file of the first sample as that of another one."""
-    return f"{number}-{name}" if number else name
+def _of(name: str, number: int, of: str = "") -> str:
+    """The name of a file of the first sample as that of another one, in the second pass with `of` before it."""
+    return f"{of}{number}-{name}" if number else of + name
 
 
 def _stamp(path: Path) -> int | None:
