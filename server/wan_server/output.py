@@ -61,6 +61,7 @@ def _video_meta(job: Job, profile: Profile, made: Ingredients) -> Json:
         "fps": facts["fps"],
         "extra": {
             "task_type": task_type(set(made.prepared["files"])),
+            **_ending_facts(plan, set(made.prepared["files"])),
             "model": profile.name,
             "preset": profile.preset,
             "weights": profile.weights,
@@ -153,6 +154,19 @@ def _chain_facts(plan: RenderPlan, facts: Json) -> Json:
     # frame k of the video hears the sound at k / fps seconds, in every clip
     heard = {"seconds": facts["audio_seconds"], "offset_frames": 0}
     return {"sampled_frames": sum(clip.sampled for clip in clips), "clips": told, "driving_audio": heard}
+
+
+def _ending_facts(plan: RenderPlan, roles: set[str]) -> Json:
+    """How a chain of clips came to end on a picture: which frames [start, stop) were steered, which show it still."""
+    if plan.clips is None or "last_frame" not in roles:
+        return {}
+    steered, still = plan.clips.steered, plan.clips.still
+    told = {
+        "steered_frames": [steered.start, steered.stop],
+        "still_frames": [still.start, still.stop],
+        "how": "the model does not know last frames; its estimates of the last clip were led to this one",
+    }
+    return {"last_frame": told}
 
 
 def _clip_notes(clip: Json, facts: Json, plan: RenderPlan) -> list[str]:
