@@ -163,7 +163,7 @@ def test_a_missing_picture_is_refused(tiny, media, tmp_path):
         (CONCAT, {"clip_pictures": 1}, "model tiny needs an image encoder, which its weights do not have"),
         (ONE_PICTURE, {"text_len": 128}, "text_len must be 512 beside an image encoder"),
         (TI2V, {"inputs": ("first_frame", "last_frame")}, "conditioning expand_timesteps has no place for last_frame"),
-        (S2V, {"inputs": ("first_frame", "last_frame", "driving_audio")}, "s2v has no place for last_frame"),
+        (S2V, {"inputs": ("first_frame", "first_clip", "driving_audio")}, "s2v has no place for first_clip"),
         (S2V, {"motion_frames": 73}, "is told of 9 frames before a clip, the profile says 73"),
     ],
 )

@@ -37,7 +37,7 @@ def test_the_table_says_what_a_model_takes(
     assert "text alone" not in lines["wan2.2-i2v-a14b"]
     assert "wanbox weights get wan2.2-i2v-a14b:fast (128 GB)" in lines["wan2.2-i2v-a14b:fast"]
     assert "last_frame (needed)" in lines["wan2.1-flf2v-14b-720p"]
-    assert "first_frame, driving_audio (needed)" in lines["wan2.2-s2v-14b"]
+    assert "first_frame, last_frame, driving_audio (needed)" in lines["wan2.2-s2v-14b"]
     assert f"{tmp_path / 'weights'}/<model>" in shown
 
 

@@ -103,7 +103,7 @@ TAKES = {
     "wan2.2-i2v-a14b": (("first_frame", "last_frame", "first_clip"), (), False, 0),
     "wan2.2-t2v-a14b": ((), (), True, 0),
     "wan2.2-ti2v-5b": (("first_frame",), (), True, 0),
-    "wan2.2-s2v-14b": (("first_frame", "driving_audio"), ("driving_audio",), False, 0),
+    "wan2.2-s2v-14b": (("first_frame", "last_frame", "driving_audio"), ("driving_audio",), False, 0),
     "wan2.1-i2v-14b-720p": (("first_frame",), (), False, 1),
     "wan2.1-flf2v-14b-720p": (("first_frame", "last_frame"), ("last_frame",), False, 2),
     "wan2.1-vace-14b": (("first_frame", "last_frame", "first_clip"), (), True, 0),

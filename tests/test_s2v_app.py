@@ -140,7 +140,28 @@ def test_a_killed_worker_goes_on_in_the_second_clip_and_makes_the_same_file(serv
     assert note.endswith("the rest of the video is silent and the model hears silence there")
 
 
-def test_without_sound_another_model_is_taken_and_with_a_last_frame_too(tmp_path):
+def test_with_a_last_frame_the_video_ends_on_it_and_says_how(server, first_frame, tmp_path):
+    last = make_image(tmp_path / "last.png", (640, 360), "PNG")
+    wish = request(first_frame, click_track(tmp_path / "clicks.wav", 2), 2)
+    wish["input"]["last_frame"] = str(last)
+    task = ended(server, submit(server, wish))
+    facts = examine(video_of(task, tmp_path / "video.mp4"))
+    assert (facts.frames, facts.fps) == (2 * FPS, FPS)
+    (meta,) = task["output"]["output_meta"]["outputs"]
+    extra = meta["extra"]
+    assert (extra["model"], extra["task_type"]) == (MODEL, "first+last frame")
+    told = extra["last_frame"]
+    assert (told["steered_frames"], told["still_frames"]) == ([17, 32], [29, 32])
+    assert "does not know last frames" in told["how"]
+    assert not [note for note in extra["not_honoured"] if "last_frame" in note or "driving_audio" in note]
+    assert [given["extra"]["role"] for given in task["output"]["output_meta"]["inputs"]] == [
+        "first_frame",
+        "last_frame",
+        "driving_audio",
+    ]
+
+
+def test_the_model_that_hears_is_taken_where_there_is_sound(tmp_path):
     picture = make_image(tmp_path / "a.png", (640, 360), "PNG").read_bytes()
     sound = make_audio(tmp_path / "a.wav", 3.0).read_bytes()
     with front_end(tmp_path / "front", models=f"{MODEL},tiny") as front:
@@ -152,9 +173,10 @@ def test_without_sound_another_model_is_taken_and_with_a_last_frame_too(tmp_path
 
         assert (taken(**given).model, taken(**heard).model) == ("tiny", MODEL)
         job = taken(**heard, last_frame=given["first_frame"])
-        assert job.model == "tiny"
-        assert "does not take it (it takes first_frame, driving_audio)" in job.options["passed_over"][MODEL]
-        assert any("lips and motion do not follow it" in note for note in job.not_honoured)
+        assert job.model == MODEL
+        assert not any("driving_audio" in note for note in job.not_honoured)
+        both = front.queue.get(front.task(media={**given, "last_frame": given["first_frame"]})).job
+        assert both.model == "tiny"
 
 
 def test_alone_it_refuses_what_it_cannot_do(tmp_path):

@@ -29,15 +29,20 @@ CHAIN_LIMIT = 1e-3
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[WanS2VTransformer3DModel]:
-    """The miniature with the golden weights. One thread: the tensors are too small to share."""
+    """One thread: the tensors are too small to share."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield golden_model()
+    torch.set_num_threads(threads)
+
+
+def golden_model() -> WanS2VTransformer3DModel:
+    """The miniature with the golden weights."""
     made = WanS2VTransformer3DModel(**OURS).eval().requires_grad_(False)
     shapes = {files.transformer_name(name): tuple(value.shape) for name, value in made.state_dict().items()}
     rename = renamer("transformer", shapes)
     made.load_state_dict({str(rename(name)): value for name, value in random_weights(shapes).items()})
-    yield made
-    torch.set_num_threads(threads)
+    return made
 
 
 def velocity(model: WanS2VTransformer3DModel, inputs: dict[str, Tensor], **changes: Tensor | None) -> Tensor:

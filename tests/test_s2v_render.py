@@ -231,11 +231,9 @@ def test_nothing_is_left_when_it_stops(made, media, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["l"]
 
 
-def test_sound_is_needed_and_a_last_frame_has_no_place(made, media, tmp_path):
+def test_sound_is_needed(made, media, tmp_path):
     with pytest.raises(PlanError, match=r"input\.driving_audio: model tiny-s2v needs it"):
         made.renderer.encode(made.plan, replace(media, driving_audio=None), tmp_path / "c", nothing)
-    with pytest.raises(PlanError, match=r"input\.last_frame: .* \(it takes first_frame, driving_audio\)"):
-        made.renderer.encode(made.plan, replace(media, last_frame=media.first_frame), tmp_path / "c", nothing)
 
 
 def test_clips_shorter_than_their_motion_are_refused(made, tmp_path):

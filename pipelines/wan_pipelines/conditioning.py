@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from wan_pipelines.profile import TEMPORAL_STRIDE
+from wan_pipelines.s2v.ending import steered
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,10 @@ class Conditioning:
     reference: Tensor | None = None
     #: latents of what came before the clip [1, z, M, h, w], None when nothing did (S2V)
     motion: Tensor | None = None
+    #: latents of the picture that the video ends on, held still [1, z, 1, h, w] (S2V)
+    ending: Tensor | None = None
+    #: noise levels below which the latent frames of the clip are no longer steered to it [T]; None steers nothing
+    free_below: Tensor | None = None
 
     def pin(self, latents: Tensor) -> Tensor:
         """Latents with the known frames put back: [1, z, T, h, w]."""
@@ -49,6 +54,12 @@ class Conditioning:
         """What the patch embedding sees: [1, z (+ C), T, h, w]."""
         pinned = self.pin(latents)
         return pinned if self.concat is None else torch.cat([pinned, self.concat], dim=1)
+
+    def steer(self, velocity: Tensor, latents: Tensor, sigma: float) -> Tensor:
+        """The predicted velocity [1, z, T, h, w] at noise level `sigma`, steered where the video has to end."""
+        if self.ending is None or self.free_below is None:
+            return velocity
+        return steered(velocity, latents, sigma, self.ending, self.free_below)
 
     def timesteps(self, timestep: float, latents: Tensor, patch: tuple[int, int, int]) -> Tensor:
         """One timestep [1], or one per token [1, S] with 0 on the tokens of known frames."""
@@ -117,9 +128,14 @@ def prepare_clean(prompt: Tensor, negative: Tensor | None, latents: Tensor) -> C
     return Conditioning(prompt, negative, clean=latents)
 
 
-def prepare_reference(prompt: Tensor, negative: Tensor | None, latents: Tensor) -> Conditioning:
-    """S2V, still without sound. `latents` [1, z, 1, h, w] of the first frame, which the model need not keep."""
-    return Conditioning(prompt, negative, reference=latents)
+def prepare_reference(
+    prompt: Tensor, negative: Tensor | None, latents: Tensor, ending: Tensor | None = None
+) -> Conditioning:
+    """S2V, still without sound. `latents` [1, z, 1, h, w] of the first frame, which the model need not keep.
+
+    `ending`: the same of the last frame, held still, which only the loop is told of.
+    """
+    return Conditioning(prompt, negative, reference=latents, ending=ending)
 
 
 def _known_mask(latents: Tensor, prefix_frames: int, with_last: bool) -> Tensor:

@@ -31,6 +31,7 @@ from wan_pipelines.load import Checkpoint
 from wan_pipelines.pixels import load_image
 from wan_pipelines.plan import RenderPlan
 from wan_pipelines.profile import TEMPORAL_STRIDE, Profile
+from wan_pipelines.s2v.ending import STILL_FRAMES
 from wan_pipelines.segments import PREFIX, Chaining, latents_of
 from wan_pipelines.vace import prepare_vace
 from wan_pipelines.vae import encode_frames
@@ -216,7 +217,11 @@ def _tell_vace(texts: Texts, known: Known, encode: Encode) -> Conditioning:
 
 
 def _tell_s2v(texts: Texts, known: Known, encode: Encode) -> Conditioning:
-    return prepare_reference(*texts, encode(known.prefix, None, len(known.prefix)))
+    reference = encode(known.prefix, None, len(known.prefix))
+    if known.last is None:
+        return prepare_reference(*texts, reference)
+    still = known.last.expand(STILL_FRAMES, -1, -1, -1)
+    return prepare_reference(*texts, reference, encode(still, None, STILL_FRAMES)[:, :, -1:])
 
 
 FAMILIES = MappingProxyType(
@@ -225,7 +230,7 @@ FAMILIES = MappingProxyType(
         "concat": Family(frozenset({"first_frame", "last_frame", "first_clip"}), _tell_concat),
         "expand_timesteps": Family(frozenset({"first_frame", "first_clip"}), _tell_clean),
         "vace": Family(frozenset({"first_frame", "last_frame", "first_clip"}), _tell_vace),
-        "s2v": Family(frozenset({"first_frame", "driving_audio"}), _tell_s2v),
+        "s2v": Family(frozenset({"first_frame", "last_frame", "driving_audio"}), _tell_s2v),
     }
 )
 

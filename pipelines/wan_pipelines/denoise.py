@@ -61,7 +61,7 @@ def denoise(
         timestep = sampler.timesteps[sampler.position]
         scale = guidance.low if experts.is_low(timestep) else guidance.high
         velocity = _velocity(experts.at(timestep), latents, timestep, conditioning, scale)
-        latents = sampler.step(velocity, latents)
+        latents = sampler.step(conditioning.steer(velocity, latents, sampler.sigma), latents)
         if not torch.isfinite(latents).all():
             raise RenderError(f"denoise: step {sampler.position} of {total} gave values that are not finite")
         on_step(sampler.position, latents)

@@ -25,6 +25,11 @@ class Sampler(Protocol):
         """Steps done."""
         ...
 
+    @property
+    def sigma(self) -> float:
+        """The noise level of the latents that the next step takes."""
+        ...
+
     def step(self, velocity: Tensor, latents: Tensor) -> Tensor:
         """Latents at the next noise level. `velocity` = noise - data, float32, shaped as `latents`."""
         ...
@@ -49,6 +54,10 @@ class EulerSampler:
     @property
     def position(self) -> int:
         return self._position
+
+    @property
+    def sigma(self) -> float:
+        return self._sigmas[self._position].item()
 
     def step(self, velocity: Tensor, latents: Tensor) -> Tensor:
         sigma, sigma_next = self._sigmas[self._position : self._position + 2]
@@ -80,6 +89,10 @@ class UniPCSampler:
     @property
     def position(self) -> int:
         return self._scheduler.step_index or 0
+
+    @property
+    def sigma(self) -> float:
+        return self._scheduler.sigmas[self.position].item()
 
     def step(self, velocity: Tensor, latents: Tensor) -> Tensor:
         timestep = self._scheduler.timesteps[self.position]

@@ -62,6 +62,7 @@ def _video_meta(job: Job, profile: Profile, made: Ingredients) -> Json:
         "fps": facts["fps"],
         "extra": {
             "task_type": task_type(set(made.prepared["files"])),
+            **_ending_facts(plan, set(made.prepared["files"])),
             "model": profile.name,
             "preset": profile.preset,
             "weights": profile.weights,
@@ -198,6 +199,19 @@ def _segment_facts(plan: RenderPlan, facts: Json) -> Json:
     ]
     sampled = sum(segment.sampled for segment in plan.segments)
     return {"sampled_frames": sampled, "chaining": plan.chaining.name, "segments": told}
+
+
+def _ending_facts(plan: RenderPlan, roles: set[str]) -> Json:
+    """How a chain of clips came to end on a picture: which frames [start, stop) were steered, which show it still."""
+    if plan.clips is None or "last_frame" not in roles:
+        return {}
+    steered, still = plan.clips.steered, plan.clips.still
+    told = {
+        "steered_frames": [steered.start, steered.stop],
+        "still_frames": [still.start, still.stop],
+        "how": "the model does not know last frames; its estimates of the last clip were led to this one",
+    }
+    return {"last_frame": told}
 
 
 def _clip_notes(clip: Json, facts: Json, plan: RenderPlan) -> list[str]:

@@ -58,13 +58,20 @@ class ChainRender:
                 held[motion_name(clip.number)] = self._motion(clip, held, beat)
             motion = held.get(motion_name(clip.number))
             told = replace(conditions, audio=audio, motion=None if motion is None else motion.to(self.device))
-            held[latents_name(clip.number)] = sample(clip, told).cpu()
+            held[latents_name(clip.number)] = sample(clip, self._steered(clip, told)).cpu()
         return held
 
     def frames(self, made: Mapping[str, Tensor]) -> Iterator[Tensor]:
         """The frames of the video, as [f, 3, H, W] in [0, 1] on the device; a chunk may be empty."""
         for clip in self.chain.clips:
             yield from self._decoded(clip, made, clip.shown)
+
+    def _steered(self, clip: Clip, told: Conditioning) -> Conditioning:
+        """With the noise levels down to which the last clip is steered, where the video has to end on a picture."""
+        if told.ending is None or clip != self.chain.clips[-1]:
+            return told
+        levels = torch.tensor(self.chain.free_below, dtype=torch.float32, device=self.device)
+        return replace(told, free_below=levels)
 
     def _decoded(self, clip: Clip, made: Mapping[str, Tensor], part: slice) -> Iterator[Tensor]:
         """Some of the frames that a clip samples, decoded behind what it was told of; what follows is not computed."""

@@ -21,6 +21,8 @@ HEARD_RATE = 30
 #: frames before and after the first frame of a latent frame whose sound reaches it: the causal audio encoder is three
 #: convolutions of width 3, of which the last two halve the rate
 LATENT_HEARS = (-5, 3)
+#: how long before its end a video is steered to a last frame
+ENDING_S = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,10 @@ class Clip:
         """Sampled frames that are not shown, at the start and at the end."""
         return self.start - self.begins, self.begins + self.sampled - self.stop
 
+    def latent_of(self, frame: int) -> int:
+        """The sampled latent frame that a frame of the video is part of."""
+        return (frame - self.begins) // TEMPORAL_STRIDE
+
     def motion(self, frames: int) -> tuple[int, range]:
         """The `frames` frames before the clip: how many of them are grey, and which frames of the video follow."""
         known = min(frames, self.start)
@@ -111,6 +117,30 @@ class Chain:
     def heard_seconds(self) -> float:
         """How much of the sound the model hears: to the end of what is sampled, a little beyond the video."""
         return (self.clips[-1].begins + self.clips[-1].sampled) / self.spec.fps
+
+    @property
+    def still(self) -> range:
+        """The frames of a video that ends on a picture that show it: of its last latent frame, one to four."""
+        last = self.clips[-1]
+        return range(last.begins + TEMPORAL_STRIDE * last.latent_of(last.stop - 1), last.stop)
+
+    @property
+    def steered(self) -> range:
+        """The frames of such a video that are steered to the picture, the still ones among them."""
+        count = max(1, self.spec.fps * ENDING_S // TEMPORAL_STRIDE) - 1
+        return range(max(self.clips[-1].start, self.still.start - TEMPORAL_STRIDE * count), self.frames)
+
+    @property
+    def free_below(self) -> tuple[float, ...]:
+        """Of each latent frame of the last clip, the noise level below which it is no longer steered to the picture.
+
+        0 where the video ends, evenly up from there to the frames before, and 1 (never steered) in the rest: also in
+        what is sampled behind the end, where the picture moves on unseen.
+        """
+        last = self.clips[-1]
+        end, begin = last.latent_of(self.frames - 1), last.latent_of(self.steered.start)
+        count = end - begin + 1
+        return tuple((end - t) / count if begin <= t <= end else 1.0 for t in range(last.latent_frames))
 
     def heard(self, clip: Clip) -> tuple[int, ...]:
         """For every sampled frame the state of sound (30 a second) nearest to its time; halves go to the even one."""
