@@ -25,7 +25,7 @@ def write(folder: Path, text: str) -> Path:
 def test_shipped_profiles_load():
     names = [p.name for p in list_profiles(CONFIGS)]
     assert names == sorted(names)
-    assert {"tiny", "tiny-ti2v", "wan2.2-i2v-a14b", "wan2.2-ti2v-5b"} < set(names)
+    assert {"tiny", "tiny-s2v", "tiny-ti2v", "wan2.2-i2v-a14b", "wan2.2-ti2v-5b"} < set(names)
 
 
 def test_published_numbers_of_a14b():
@@ -36,7 +36,7 @@ def test_published_numbers_of_a14b():
 
 
 def test_tiny_covers_the_longest_request():
-    assert all(load_profile(name, CONFIGS).max_seconds == 15 for name in ("tiny", "tiny-ti2v"))
+    assert all(load_profile(name, CONFIGS).max_seconds == 15 for name in ("tiny", "tiny-s2v", "tiny-ti2v"))
 
 
 @pytest.mark.parametrize(

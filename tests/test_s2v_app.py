@@ -1,4 +1,4 @@
-"""A picture that moves to a sound, through HTTP, queue and worker with the miniature of S2V."""
+"""A picture that moves to a sound, through HTTP, queue and worker with the embedded sister of S2V."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 from inferencesh import Inference
+from torch.nn import functional
 
 from front_end import APP, front_end
-from media_samples import make_audio, make_image, read_audio
+from make_face_sample import SEEN, speaker
+from media_samples import make_audio, make_image, read_audio, read_video
 from mp4_facts import examine, ffmpeg_complaints
 from sdk_input import COMPLETED, TERMINAL
-from server_process import Server, running_server
+from server_process import ROOT, Server, running_server
 from test_s2v_speech import write_wave
+from tinywan.lipsync import correlation, envelope, lag
 from wan_server.tables import Workers, make_engine
 
 MODEL = "tiny-s2v"
+SAMPLES = ROOT / "configs" / "samples"
 FPS = 16
 RATE = 44_100
 #: frames on which the click track clicks; uneven, so that only one offset fits
@@ -113,9 +118,22 @@ def test_from_a_picture_and_clicks_to_a_video_of_that_length(server, first_frame
     assert (extra["model"], extra["task_type"], extra["has_audio"]) == (MODEL, "first frame", True)
     assert [stop - start for start, stop in (clip["frames"] for clip in extra["clips"])] == clips
     assert [clip["seed"] for clip in extra["clips"]] == [3 + number for number in range(len(clips))]
-    assert [clip["motion_frames"] for clip in extra["clips"]] == [0, 9, 9][: len(clips)]
+    assert [clip["motion_frames"] for clip in extra["clips"]] == [0, 25, 25][: len(clips)]
     assert extra["driving_audio"] == {"seconds": seconds, "offset_frames": 0}
     assert not [note for note in extra["not_honoured"] if "driving_audio" in note]
+
+
+def test_the_face_of_the_samples_speaks_their_speech(server, tmp_path):
+    task = ended(server, submit(server, request(SAMPLES / "face.png", SAMPLES / "speech.wav", 5)))
+    video = torch.from_numpy(read_video(video_of(task, tmp_path / "video.mp4"))).permute(0, 3, 1, 2) / 127.5 - 1
+    frames = functional.interpolate(video, SEEN[::-1], mode="area").transpose(0, 1)
+    seen = speaker(SEEN[1]).measure(frames).numpy()
+    sound, rate = read_audio(SAMPLES / "speech.wav")
+    assert rate == 16_000
+    loud = envelope(sound[0], FPS * 5)
+    assert correlation(seen, loud) > 0.7
+    assert abs(lag(loud, seen, most=8)) <= 1
+    assert "not a Wan release" in task["output"]["output_meta"]["outputs"][0]["extra"]["weights"]
 
 
 @pytest.mark.slow

@@ -58,6 +58,7 @@ def small_profile(spec: TinySpec) -> Profile:
         size_multiple=32 if spec.vae22 else 16,
         sample_pixels=64 * 64,
         text_len=512,
+        motion_frames=9 if spec.conditioning == "s2v" else None,  # as `s2v/miniature.py` builds it
         steps=4,
         shift=5.0,
         guidance_high=3.5,
