@@ -122,7 +122,7 @@ def small_profile(model: str) -> Profile:
     profile = load_profile(name, ROOT / "configs")
     profile = profile.with_preset(preset) if preset else replace(profile, steps=STEPS)
     elsewhere = {"repository": None, "original_repository": None, "architecture": None, "loras": ()}
-    return replace(profile, weights_from="random", sample_pixels=SIDE * SIDE, **elsewhere)
+    return replace(profile, weights_from="random", sample_pixels=SIDE * SIDE, refinement=None, **elsewhere)
 
 
 def small_plan(profile: Profile, case: Case) -> RenderPlan:
