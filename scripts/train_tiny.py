@@ -15,9 +15,10 @@ import torch
 import typer
 
 from tinywan.autoencoder import reconstruction_psnr, train_vae, with_statistics
+from tinywan.banks import Parts
 from tinywan.captions import LANGUAGES, Commands, load_commands
 from tinywan.checkpoint import write_checkpoint
-from tinywan.denoiser import Parts, train_denoiser
+from tinywan.denoiser import train_denoiser
 from tinywan.language import train_text, train_tokenizer, understanding
 from tinywan.photos import Photo, load_photos, stills
 from tinywan.recipe import Recipe, load_recipe

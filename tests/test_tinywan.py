@@ -12,11 +12,12 @@ from torch import nn
 from torch.nn import functional
 
 from server_process import ROOT
+from tinywan.banks import encode, known_frames, known_mask
 from tinywan.captions import Content, load_commands
-from tinywan.denoiser import PlainAttention, build_denoiser, encode, known_frames, known_mask
+from tinywan.denoiser import PlainAttention, build_denoiser
 from tinywan.flow import cosine, mean_flow
-from tinywan.motion import Learner, motion_targets
-from tinywan.moves import MOVES, camera_motion, canvas_size, film
+from tinywan.motion import FLOW, FLOW_UNIT, Learner, motion_targets
+from tinywan.moves import MOVES, Motion, camera_motion, canvas_size, film
 from tinywan.recipe import load_recipe
 from tinywan.scenes import drawn_scene
 from tinywan.training import Schedule, Trainer
@@ -24,6 +25,7 @@ from tinywan.training import Schedule, Trainer
 RECIPE = load_recipe(ROOT / "configs/training/wan-tiny.toml")
 COMMANDS = load_commands(ROOT / "configs/training/commands.toml")
 SIZE = (160, 96)
+RENEWED = ("readers.", "denoiser.patch_embedding.", "denoiser.blocks.0.", "denoiser.blocks.1.", "denoiser.blocks.2.")
 
 
 def shapes_clip(move: str, seed: int, frames: int = 17) -> torch.Tensor:
@@ -125,6 +127,32 @@ def test_reading_the_motion_changes_nothing():
     assert torch.equal(velocity, learner.denoiser(*inputs, return_dict=False)[0])
     assert read.shape == motion_targets(torch.zeros(2, 3), (3, 4, 6)).shape
     assert not any(block._forward_hooks for block in learner.denoiser.blocks)
+
+
+@torch.inference_mode()
+def test_looking_reads_what_a_whole_pass_reads():
+    learner, inputs = small_denoiser()
+    assert torch.equal(learner.look(*inputs), learner(*inputs)[1])
+    assert len(learner.denoiser.blocks) == RECIPE.denoiser.layers
+
+
+def test_the_first_blocks_can_begin_anew():
+    learner, _ = small_denoiser()
+    before = {name: weight.clone() for name, weight in learner.named_parameters()}
+    learner.renew(3)
+    changed = {name for name, weight in learner.named_parameters() if not torch.equal(weight, before[name])}
+    assert any(name.startswith("denoiser.blocks.2.") for name in changed)
+    assert all(name.startswith(RENEWED) for name in changed)
+
+
+@pytest.mark.parametrize("motion", [(1.0, -0.5, 0.0), (0.0, 0.0, 0.01)])
+def test_the_flow_that_the_readers_should_read_is_that_of_the_picture(motion):
+    clip = film(drawn_scene(Random(2), (224, 160)), Motion(*motion), 9, SIZE, Random(3)).transpose(0, 1) / 2 + 0.5
+    flow = motion_targets(torch.tensor([motion]), (3, 12, 20)).view(3, 6, 10, -1)[1, ..., FLOW] / FLOW_UNIT
+    seen = mean_flow(clip)
+    assert [seen.dx, seen.dy] == pytest.approx(flow.mean(dim=(0, 1)).tolist(), abs=0.1)
+    growth = (flow[-1, -1] - flow[0, 0]) / torch.tensor([16 * 9, 16 * 5])
+    assert [seen.zoom] * 2 == pytest.approx(growth.tolist(), abs=0.002)
 
 
 @torch.inference_mode()

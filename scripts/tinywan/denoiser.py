@@ -1,75 +1,29 @@
 """Third stage: a small `WanTransformer3DModel` that turns noise into latents under every kind of condition.
 
-Clips are filmed and encoded once, into banks of one shape on disk; every step draws some of them with new noise.
-A bank is a function of its name and a batch of its step, so a stopped run goes on as if it had not stopped.
+Every step draws some clips of the banks with new noise, as a function of its number.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
-from tinywan.autoencoder import FULL, any_scene
-from tinywan.captions import Commands, Content
-from tinywan.motion import Learner, motion_targets
-from tinywan.moves import MOVES, Motion, camera_motion, canvas_size, film, sprite_motion
+from tinywan.banks import Archive, Examples, Parts
+from tinywan.motion import FLOW, Learner, motion_targets
 from tinywan.photos import Photo
-from tinywan.recipe import Denoiser, Pool, Recipe, Stretch
-from tinywan.scenes import random_sprite
+from tinywan.recipe import Denoiser, Recipe
 from tinywan.training import Schedule, Trainer
 from wan_pipelines.text import encode_text
-from wan_pipelines.vae import encode_frames
 
-#: pixel frames of the prefixes that are trained
-PREFIXES = (5, 9, 13, 17)
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What the denoiser learns on top of: finished and frozen."""
-
-    vae: AutoencoderKLWan
-    tokenizer: PreTrainedTokenizerBase
-    encoder: UMT5EncoderModel
-    commands: Commands
-
-    @property
-    def device(self) -> torch.device:
-        """Where everything is trained."""
-        return self.vae.device
-
-
-@dataclass(frozen=True, slots=True)
-class Examples:
-    """Encoded clips of one shape, half precision."""
-
-    #: [N, z, T, h, w]
-    latents: Tensor
-    #: mask and condition latents [N, 4 + z, T, h, w]
-    condition: Tensor
-    #: [N, captions, text_len, D], or [N, text_len, D] once one is chosen
-    text: Tensor
-    #: camera in pixels per frame, and log scale per frame [N, 3]
-    motion: Tensor
-
-    def drawn(self, batch: int, zooms: int, rng: Random) -> Examples:
-        """Some of the clips with one of their captions each, float32; those that zoom are `zooms` times as likely."""
-        zooming = self.motion[:, 2].nonzero().flatten().tolist()
-        rows = torch.tensor(rng.sample([*range(len(self.latents)), *zooming * (zooms - 1)], batch))
-        wording = torch.tensor([rng.randrange(self.text.shape[1]) for _ in rows])
-        chosen = self.latents[rows], self.condition[rows], self.text[rows, wording], self.motion[rows]
-        return Examples(*(part.float() for part in chosen))
+#: noise level at which clips are only looked at: what is known counts, not the noise
+WATCHED_SIGMA = 0.97
 
 
 class PlainAttention(TorchFunctionMode):
@@ -111,17 +65,19 @@ def train_denoiser(
     model = Learner(build_denoiser(shape, recipe.vae.z_dim, recipe.text.width)).to(parts.device)
     schedule = Schedule(shape.cycles, shape.warmup, shape.learning_rate, shape.final_learning_rate, shape.hold)
     trainer = Trainer(model, schedule, shape.ema, state)
-    filmed: dict[int, list[Examples]] = {}
+    archive = Archive(recipe, photos, parts, state.parent / "banks")
+    silence = encode_text(parts.tokenizer, parts.encoder, "", recipe.text.length).states.detach()
 
     def loss_of(step: int) -> dict[str, Tensor]:
         number, rng = shape.stretch(step), recipe.rng("denoiser", step)
-        stretch, source = shape.stretches[number], _source(shape, number, rng)
-        if source not in filmed:
-            filmed[source] = fill_pools(recipe, photos, parts, source, state.parent / "banks")
-        pools = shape.stretches[source].pools
-        pick = rng.choices(range(len(pools)), [pool.share for pool in pools])[0]
-        clips = filmed[source][pick].drawn(pools[pick].batch, stretch.zooms, rng)
-        velocity, motion = _losses(model, clips, shape.shift, rng)
+        stretch = shape.stretches[number]
+        if stretch.renewed and step == shape.begin(number):
+            torch.manual_seed(rng.getrandbits(62))
+            model.renew(stretch.renewed)
+            trainer.average.load_state_dict(model.state_dict())
+        if stretch.watching and rng.random() < stretch.watching:
+            return {"watched": _look(model, archive, number, silence, rng)}
+        velocity, motion = _losses(model, _some_clips(archive, number, rng), shape.shift, rng)
         return {"velocity": velocity, "motion": stretch.motion * motion}
 
     # banks stay on disk, so none is made with an autoencoder that is not finished
@@ -131,122 +87,14 @@ def train_denoiser(
     return average.denoiser, done
 
 
-def _source(shape: Denoiser, number: int, rng: Random) -> int:
-    """The stretch whose pools a step of stretch `number` draws from: its own or the last ones, or those before them."""
-    sources = [n for n in range(number + 1) if shape.stretches[n].pools]
-    again = shape.stretches[number].again
-    return sources[-2] if again and rng.random() < again else sources[-1]
-
-
-def fill_pools(recipe: Recipe, photos: list[Photo], parts: Parts, number: int, folder: Path) -> list[Examples]:
-    """The pools of a stretch; banks that are not in the folder yet are made."""
-    stretch, pools = recipe.denoiser.stretches[number], []
-    folder.mkdir(parents=True, exist_ok=True)
-    for index, pool in enumerate(stretch.pools):
-        banks = []
-        for bank in range(pool.banks):
-            path = folder / f"{number}-{index}-{bank}.safetensors"
-            if not path.is_file():
-                print(f"filming {path.name}: {pool.clips} clips, {pool.frames}x{pool.width}x{pool.height}", flush=True)
-                made = make_examples(recipe, photos, parts, (stretch, pool), recipe.rng("bank", path.stem))
-                save_file(asdict(made), path.with_suffix(".part"))
-                path.with_suffix(".part").replace(path)
-            banks.append(load_file(path))
-        pools.append(Examples(**{name: torch.cat([bank[name] for bank in banks]) for name in banks[0]}))
-    return pools
-
-
-@torch.inference_mode()
-def make_examples(
-    recipe: Recipe, photos: list[Photo], parts: Parts, where: tuple[Stretch, Pool], rng: Random
-) -> Examples:
-    """Film, caption, condition and encode the clips of a bank."""
-    stretch, pool = where
-    latents, conditions, texts, motions = [], [], [], []
-    every = torch.ones(pool.frames, dtype=torch.bool)
-    for _ in range(0, pool.clips, pool.group):
-        filmed = [film_content(recipe, photos, rng, where) for _ in range(pool.group)]
-        pixels = torch.stack([clip for _, _, clip in filmed])
-        motions += [[motion.dx, motion.dy, motion.zoom] for _, motion, _ in filmed]
-        # one kind of condition for the whole group, so that it can be encoded at once
-        mode = _pick(stretch.modes, rng)
-        known = known_frames(mode, pool.frames, rng)
-        silence = stretch.empty.get(mode, recipe.denoiser.no_caption), stretch.unsaid * mode.startswith("prefix")
-        condition = encode(parts.vae, pixels, known)
-        latents.append(encode(parts.vae, pixels, every))
-        conditions.append(torch.cat([known_mask(known, condition), condition], dim=1))
-        texts += [_texts(recipe, parts, content, silence, rng) for content, _, _ in filmed]
-    made = torch.cat(latents), torch.cat(conditions), torch.stack(texts), torch.tensor(motions)
-    return Examples(*(part.half().cpu() for part in made))
-
-
-def film_content(
-    recipe: Recipe, photos: list[Photo], rng: Random, where: tuple[Stretch, Pool]
-) -> tuple[Content, Motion, Tensor]:
-    """What a clip shows, any of the commands or a sprite that moves, and the clip [3, T, H, W]."""
-    _, pool = where
-    frames, size = pool.frames, (pool.width, pool.height)
-    commands = (*MOVES, None)
-    speed = rng.choice(("slow", "normal", "normal", "fast"))
-    jitter = 1 + rng.uniform(-1, 1) * recipe.data.speed_jitter
-    pan, zoom = recipe.data.pan[speed] * jitter, recipe.data.zoom[speed] * jitter
-    sprite = random_sprite(rng, size) if rng.random() < recipe.data.sprites else None
-    if sprite:
-        move = rng.choice(("left", "right", "up", "down"))
-        motion = sprite_motion(move, pan)
-    else:
-        move = rng.choice(commands)
-        motion = camera_motion(move or "zoom_in", pan, zoom)
-    scene = any_scene(recipe, photos, rng, canvas_size(motion, frames, FULL))
-    named = (sprite.colour, sprite.shape) if sprite else None
-    pixels = film(scene, motion, frames, size, rng, sprite)
-    return Content(move, speed, scene.pattern, scene.colours, named), motion, pixels
-
-
-def known_frames(mode: str, frames: int, rng: Random) -> Tensor:
-    """Which pixel frames the condition shows [T]."""
-    known = torch.zeros(frames, dtype=torch.bool)
-    if mode.startswith("prefix"):
-        known[: rng.choice([n for n in PREFIXES if n < frames - 4])] = True
-    elif mode != "text":
-        known[0] = True
-    if mode.endswith("last"):
-        known[-1] = True
-    return known
-
-
-def known_mask(known: Tensor, latents: Tensor) -> Tensor:
-    """[N, 4, T, h, w]: row k of latent frame t is 1 when pixel frame 4t+k-3 is known; frame 0 fills four rows."""
-    rows = torch.cat([known[:1].repeat(3), known]).view(-1, 4).T  # [4, T]
-    return rows[None, :, :, None, None].to(latents).expand(len(latents), 4, *latents.shape[2:])
-
-
-def encode(vae: AutoencoderKLWan, pixels: Tensor, known: Tensor) -> Tensor:
-    """Latents [N, z, T, h, w] of clips [N, 3, T, H, W] whose unknown frames are mid-grey."""
-    pixels = pixels.to(vae.device)
-    grey = pixels.new_zeros(len(pixels), 3, 4, *pixels.shape[3:])
-    visible = pixels * known[:, None, None].to(pixels)
-    chunks = [visible[:, :, :1]]
-    for start in range(1, pixels.shape[2], 4):
-        chunks.append(visible[:, :, start : start + 4] if known[start : start + 4].any() else grey)
-    with torch.autocast(pixels.device.type, torch.bfloat16):
-        return encode_frames(vae, chunks)
-
-
-def _texts(recipe: Recipe, parts: Parts, content: Content, silence: tuple[float, float], rng: Random) -> Tensor:
-    """Text states [captions, text_len, D] of some ways to ask for the same clip."""
-    captions = [_caption(parts.commands, content, *silence, rng) for _ in range(recipe.denoiser.captions)]
-    length = recipe.text.length
-    return torch.cat([encode_text(parts.tokenizer, parts.encoder, text, length).states for text in captions])
-
-
-def _caption(commands: Commands, content: Content, empty: float, unsaid: float, rng: Random) -> str:
-    """What is asked for; now and then nothing, for guidance, or nothing about a motion that a prefix shows."""
-    if rng.random() < empty:
-        return ""
-    if unsaid and rng.random() < unsaid:
-        content = Content(None, pattern=content.pattern, colours=content.colours)
-    return commands.caption(content, rng)
+def _some_clips(archive: Archive, number: int, rng: Random) -> Examples:
+    """Clips for a step of stretch `number`: out of its own or the last pools, or those before them."""
+    stretches = archive.recipe.denoiser.stretches
+    sources, again = [n for n in range(number + 1) if stretches[n].pools], stretches[number].again
+    source = sources[-2] if again and rng.random() < again else sources[-1]
+    pools = stretches[source].pools
+    pick = rng.choices(range(len(pools)), [pool.share for pool in pools])[0]
+    return archive.pools(source)[pick].drawn(pools[pick].batch, stretches[number].zooms, rng)
 
 
 def _losses(model: Learner, clips: Examples, shift: float, rng: Random) -> tuple[Tensor, Tensor]:
@@ -265,13 +113,28 @@ def _losses(model: Learner, clips: Examples, shift: float, rng: Random) -> tuple
     return functional.mse_loss(velocity.float(), noise - data), functional.mse_loss(read.float(), wanted)
 
 
+def _look(model: Learner, archive: Archive, number: int, silence: Tensor, rng: Random) -> Tensor:
+    """Mean squared error of what is read off clips whose frames are all known, without a prompt. The flow counts most.
+
+    The clips are those of stretch `number`, or the last ones before.
+    """
+    pools = [one.watched for one in archive.recipe.denoiser.stretches[: number + 1]]
+    source, batch = max((n, pool.batch) for n, pool in enumerate(pools) if pool)
+    device = next(model.parameters()).device
+    data, motion = (part.to(device) for part in archive.watched(source).drawn(batch, rng))
+    text = silence.to(device).expand(len(data), -1, -1)
+    generator = torch.Generator().manual_seed(rng.getrandbits(62))
+    noise = torch.randn(data.shape, generator=generator).to(device)
+    hidden = torch.cat([noise, torch.ones_like(data[:, :4]), data], dim=1)
+    with torch.autocast(device.type, torch.bfloat16), PlainAttention():
+        read = model.look(hidden, torch.full((len(data),), 1000 * WATCHED_SIGMA, device=device), text)
+    error = (read.float() - motion_targets(motion, data.shape[2:])).square()
+    return error.mean() + error[..., FLOW].mean()
+
+
 def _sigmas(batch: int, shift: float, rng: Random) -> Tensor:
     """Noise levels [B], half uniform and half logit-normal, moved up by the shift."""
     uniform = torch.tensor([rng.random() for _ in range(batch)])
     normal = torch.sigmoid(torch.tensor([rng.gauss(0, 1) for _ in range(batch)]))
     level = torch.where(torch.tensor([rng.random() < 0.5 for _ in range(batch)]), uniform, normal)
     return shift * level / (1 + (shift - 1) * level)
-
-
-def _pick(weights: dict[str, float], rng: Random) -> str:
-    return rng.choices(list(weights), list(weights.values()))[0]

@@ -6,7 +6,7 @@ Asking for place, motion and offset teaches them long before the pixels do. The 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,10 +19,14 @@ from wan_pipelines.profile import TEMPORAL_STRIDE
 STRIDE, PATCH = 8, 2
 #: radians per token: the fastest of the model's own rotary frequencies, in which its attention looks around
 FREQUENCIES = (1.0, 0.316, 0.1)
-#: blocks after which place and motion are read, and the offset that they make together
-BLOCKS = (1, 2)
+#: blocks after which place and motion are read, the offset that they make together, and the flow of the picture
+BLOCKS = (1, 2, 2)
 #: numbers that are read at each of them
-WIDTHS = (5, 2 + 4 * len(FREQUENCIES))
+WIDTHS = (5, 2 + 4 * len(FREQUENCIES), 2)
+#: those of the flow
+FLOW = slice(-2, None)
+#: flow of one pixel per frame, as it is asked for
+FLOW_UNIT = 2.0
 
 
 class Learner(nn.Module):
@@ -48,13 +52,30 @@ class Learner(nn.Module):
         read = [reader(tokens) for reader, tokens in zip(self.readers, seen, strict=True)]
         return velocity, torch.cat(read, dim=-1)
 
+    def look(self, hidden: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        """Only what is read of the motion [N, S, numbers]; the blocks behind the last reader are left out."""
+        whole = self.denoiser.blocks
+        self.denoiser.blocks = whole[: BLOCKS[-1] + 1]
+        try:
+            return self(hidden, timestep, text)[1]
+        finally:
+            self.denoiser.blocks = whole
+
+    def renew(self, blocks: int) -> None:
+        """Random weights for the readers, the patch embedding and the first so many blocks."""
+        for part in (self.readers, self.denoiser.patch_embedding, self.denoiser.blocks[:blocks]):
+            for module in part.modules():
+                if isinstance(reset := getattr(module, "reset_parameters", None), Callable):
+                    reset()
+
 
 def motion_targets(motion: Tensor, shape: Sequence[int]) -> Tensor:
     """What the readers should read [N, S, numbers], all of about unit size.
 
     `motion` [N, 3] is the camera in pixels per frame and the log scale per frame; `shape` is that of the latents
     (T, h, w). A latent frame stands for the middle of its four pixel frames. First place (x, y from the centre), pan
-    and scale; then the offset that the scale makes, and cosine and sine of the whole offset at FREQUENCIES.
+    and scale; then the offset that the scale makes, and cosine and sine of the whole offset at FREQUENCIES; then the
+    flow of the picture from frame to frame.
     """
     frames, height, width = shape[0], shape[1] // PATCH, shape[2] // PATCH
     x = torch.arange(width, device=motion.device) - (width - 1) / 2
@@ -68,7 +89,9 @@ def motion_targets(motion: Tensor, shape: Sequence[int]) -> Tensor:
     stretch = (torch.exp(-log_scale) - 1) * place  # [N, T, h, w, 2] tokens
     angles = (pan + stretch)[..., None] * torch.tensor(FREQUENCIES, device=motion.device)
     codes = torch.cat([angles.cos(), angles.sin()], dim=-1).flatten(4)
+    speed = motion[:, None, None, None]  # [N, 1, 1, 1, 3]
+    flow = FLOW_UNIT * (speed[..., 2:] * place * STRIDE * PATCH - speed[..., :2])  # [N, 1, h, w, 2]
     size = (len(motion), frames, height, width)
     factors = [place / 4, pan / 4, 4 * log_scale]
-    read = [part.expand(*size, part.shape[-1]) for part in (*factors, stretch, codes)]
+    read = [part.expand(*size, part.shape[-1]) for part in (*factors, stretch, codes, flow)]
     return torch.cat(read, dim=-1).flatten(1, 3)

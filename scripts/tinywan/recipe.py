@@ -120,6 +120,12 @@ class Stretch:
     zooms: int = 1
     #: of the loss that reads the motion out of the middle of the model
     motion: float = 0.0
+    #: clips that are shown whole and without a prompt, to be asked for their motion alone; none: those of before
+    watched: Pool | None = None
+    #: share of the steps in which clips are only watched
+    watching: float = 0.0
+    #: first blocks that begin anew with this stretch
+    renewed: int = 0
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -167,6 +173,10 @@ class Denoiser:
                 return number
             step -= one.steps
         raise ValueError(f"the schedule ends {step} steps before")
+
+    def begin(self, number: int) -> int:
+        """The first step of a stretch."""
+        return sum(one.steps for one in self.stretches[:number])
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from tinywan.denoiser import PlainAttention, encode
+from tinywan.banks import encode
+from tinywan.denoiser import PlainAttention
 from tinywan.photos import Photo
 from tinywan.recipe import Recipe
 from tinywan.s2v_recipe import SisterRecipe, Takes, Talking
