@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from callbacks import StopError, nothing, stop_at
 from tiny_checkpoint import CONCAT, TI2V, noise_image, small_plan
 from wan_pipelines.errors import PlanError, RenderError
 from wan_pipelines.framing import condition_image, frames_between, visible
@@ -22,26 +23,6 @@ from wan_pipelines.vae import encode_frames
 
 pytest_plugins = ("pipeline_fixtures",)
 CPU = torch.device("cpu")
-
-
-class StopError(Exception):
-    """What a cancelled job's callback raises."""
-
-
-def nothing(*args: object) -> None:
-    pass
-
-
-def stop_at(count: int):
-    """A callback that raises when it is called for the `count`th time."""
-    calls = []
-
-    def callback(*args: object) -> None:
-        calls.append(args)
-        if len(calls) == count:
-            raise StopError
-
-    return callback
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from test_s2v_render import CPU, StopError, nothing, short_plan
+from callbacks import StopError, nothing
+from test_s2v_render import CPU, short_plan
 from test_s2v_speech import write_wave
 from tiny_checkpoint import CONCAT, CONFIGS, S2V, small_plan
 from wan_pipelines.conditioning import Conditioning

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from callbacks import StopError, nothing, stop_at
 from media_samples import make_audio, read_audio, read_video
 from test_s2v_speech import write_wave
 from tiny_checkpoint import CONFIGS, S2V, TinyModel, noise_image, small_plan
@@ -36,26 +37,6 @@ CPU = torch.device("cpu")
 #: 2 s are two clips: 20 frames sampled and 17 shown, then 16 and 15
 SHORT = ChainSpec(clip_frames=16, least_frames=8, motion_frames=9)
 MOTION = 9
-
-
-class StopError(Exception):
-    """What a cancelled job's callback raises."""
-
-
-def nothing(*args: object) -> None:
-    pass
-
-
-def stop_at(count: int):
-    """A callback that raises when it is called for the `count`th time."""
-    calls = []
-
-    def callback(*args: object) -> None:
-        calls.append(args)
-        if len(calls) == count:
-            raise StopError
-
-    return callback
 
 
 def short_plan(model: TinyModel, **changes: Any) -> RenderPlan:

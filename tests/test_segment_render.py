@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from callbacks import StopError, nothing, stop_at
 from media_samples import make_clip, read_video
 from tiny_checkpoint import CONCAT, CONFIGS, ONE_PICTURE, TI2V, VACE, TinyModel, noise_image
 from wan_pipelines.clip import shown_frames, upright
@@ -34,26 +35,6 @@ CPU = torch.device("cpu")
 #: 2 s are two samples of at most 29 frames, 4 s three
 NATIVE = 29
 STEPS = (1.0, 0.7, 0.0)
-
-
-class StopError(Exception):
-    """What a cancelled job's callback raises."""
-
-
-def nothing(*args: object) -> None:
-    pass
-
-
-def stop_at(count: int):
-    """A callback that raises when it is called for the `count`th time."""
-    calls = []
-
-    def callback(*args: object) -> None:
-        calls.append(args)
-        if len(calls) == count:
-            raise StopError
-
-    return callback
 
 
 def chained(profile: Profile, chaining: Literal["prefix", "latents"] = "latents") -> Profile:
