@@ -71,7 +71,9 @@ def test_what_does_not_change_comes_out_as_it_is():
     chunk = noise()
     (found,) = slid(iter([chunk]), 0, [Slide(0, 4, Grade())])
     assert found is chunk
-    (found,) = slid(iter([chunk]), 8, [Slide(0, 4, Grade(offset=(0.1, 0.1, 0.1)))])
+    (found,) = slid(iter([chunk]), 8, [Slide(12, 16, Grade(offset=(0.1, 0.1, 0.1)))])
+    assert found is chunk
+    (found,) = slid(iter([chunk]), 8, [])
     assert found is chunk
 
 
@@ -97,3 +99,42 @@ def test_colours_stay_within_range():
     found = grade.apply(noise())
     assert found.min() >= 0
     assert found.max() <= 1
+
+
+def still(level: float, frames: int) -> Tensor:
+    return noise(1).expand(frames, -1, -1, -1) + level
+
+
+def joined(frames: Tensor, slides: list[Slide], sizes: list[int]) -> Tensor:
+    return torch.cat(list(slid(iter(frames.split(sizes)), 0, slides)))
+
+
+@pytest.mark.parametrize("sizes", [[1, *[4] * 10], [41], [1] * 41])
+def test_colours_that_change_behind_a_seam_are_joined(sizes):
+    settling = torch.tensor([0.01, 0.02, 0.03]).view(3, 1, 1, 1)
+    frames = torch.cat([still(0, 21), still(0, 3) + settling, still(0.03, 17)])
+    found = joined(frames, [Slide(0, 21), Slide(21, 41, seam=True)], sizes)
+    drift = (found - frames[:1]).mean(dim=(1, 2, 3))
+    assert torch.equal(found[:21], frames[:21])
+    assert drift[21:25].abs().max() < 0.015  # it is taken back as it comes
+    assert drift[25:].abs().max() < 1e-4  # and stays away
+
+
+def test_behind_a_seam_a_change_grows_from_there():
+    frames = torch.cat([still(0, 12), still(0.03, 12), still(0.03, 12)])
+    told = Grade(offset=(-0.02, -0.02, -0.02))
+    found = joined(frames, [Slide(0, 12), Slide(12, 24, told, seam=True), Slide(24, 36, seam=True)], [4] * 9)
+    drift = (found - frames[:1]).mean(dim=(1, 2, 3))
+    assert drift[17] == pytest.approx(-0.02 * 6 / 12, abs=1e-4)
+    assert drift[23] == pytest.approx(-0.02, abs=1e-4)
+    assert drift[28:] == pytest.approx(torch.full((8,), drift[20:24].mean()), abs=1e-4)
+
+
+def test_another_scene_behind_a_seam_stays_as_it_is():
+    frames = torch.cat([still(0, 12), still(0.2, 12)])
+    assert torch.equal(joined(frames, [Slide(0, 12), Slide(12, 24, seam=True)], [4] * 6), frames)
+
+
+def test_a_stream_that_ends_at_a_seam_is_not_joined():
+    frames = still(0, 14)
+    assert torch.equal(joined(frames, [Slide(0, 12), Slide(12, 14, seam=True)], [4, 4, 4, 2]), frames)

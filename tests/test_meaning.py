@@ -8,59 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import av
-import httpx
-import numpy as np
 import pytest
 import torch
 from inferencesh import Inference
 from PIL import Image
 from torch import Tensor
 
-from sdk_input import APP, COMPLETED
-from server_process import ROOT, Server
+from demonstration import SAMPLES, as_tensor, decoded, rendered
+from sdk_input import APP
+from server_process import Server
 from tinywan.flow import cosine, mean_flow
 from tinywan.measures import psnr
-
-SAMPLES = ROOT / "configs" / "samples"
-SIZE = (160, 90)  # what the model works at, without the rows that a 16:9 output cuts off
 
 Video = Callable[..., Tensor]
 
 
 @pytest.fixture
 def video(server: Server, tmp_path: Path) -> Video:
-    """Runs a job and returns its frames at the model's own size, [T, 3, H, W] in [0, 1]."""
-    client = Inference(api_key="any", base_url=server.base_url)
-
-    def run(**given: Any) -> Tensor:
-        files = {name: str(value) for name, value in given.items() if isinstance(value, Path)}
-        task = client.run({"app": APP, "input": {"resolution": "720P", "duration": 2, "seed": 3} | given | files})
-        assert isinstance(task, dict)
-        assert task["status"] == COMPLETED
-        path = tmp_path / "video.mp4"
-        path.write_bytes(httpx.get(task["output"]["video"]).raise_for_status().content)
-        return decoded(path)
-
-    return run
-
-
-def decoded(path: Path) -> Tensor:
-    with av.open(str(path)) as container:
-        return torch.stack([as_tensor(frame.to_image()) for frame in container.decode(video=0)])
-
-
-def as_tensor(image: Image.Image) -> Tensor:
-    """The middle of a picture at SIZE: [3, H, W] in [0, 1]."""
-    scale = max(SIZE[0] / image.width, SIZE[1] / image.height)
-    small = image.convert("RGB").resize(
-        (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
-    )
-    left, top = (small.width - SIZE[0]) // 2, (small.height - SIZE[1]) // 2
-    pixels = np.asarray(small.crop((left, top, left + SIZE[0], top + SIZE[1])), dtype=np.float32) / 255
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    """Runs a job and returns its frames."""
+    return lambda **given: decoded(rendered(server, tmp_path, **given))
 
 
 def window(picture: str, left: int, path: Path) -> Path:

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from wan_pipelines.errors import PlanError
 from wan_pipelines.plan import PlanRequest, RenderPlan, beyond_training, flow_sigmas, make_plan, shifted
-from wan_pipelines.profile import load_profile, load_served
+from wan_pipelines.profile import Preset, load_profile, load_served
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-TINY = load_profile("tiny", CONFIGS)
+#: one that samples every length in one go
+TINY = replace(load_profile("tiny", CONFIGS), chaining=None, native_frames=None)
 TI2V = load_profile("tiny-ti2v", CONFIGS)
 A14B = load_profile("wan2.2-i2v-a14b", CONFIGS)
 ONE_GO = replace(A14B, chaining=None, native_frames=None, max_frames=121)
@@ -329,6 +330,29 @@ def test_profile_gives_the_negative_prompt_when_the_caller_does_not(given_prompt
 def test_the_demonstration_model_is_guided_away_from_no_text():
     plan = make_plan(TINY, REQUEST)
     assert (plan.negative_prompt, plan.is_guided) == ("", True)
+
+
+@pytest.mark.parametrize(
+    ("media", "scale"),
+    [
+        ((), 4.0),
+        (("driving_audio",), 4.0),
+        (("first_frame",), 3.0),
+        (("first_frame", "driving_audio"), 3.0),
+        (("first_frame", "last_frame"), 1.5),
+    ],
+)
+def test_guidance_follows_what_the_inputs_tell(media, scale):
+    plan = make_plan(replace(TINY, guidance_for={"text": 4.0, "last_frame": 1.5}), replace(REQUEST, media=media))
+    assert (plan.guidance_high, plan.guidance_low) == (scale, scale)
+
+
+def test_a_preset_with_its_own_guidance_has_it_with_every_input():
+    kind = replace(
+        TINY, guidance_for={"text": 4.0}, presets={"fast": Preset(guidance_high=1.0), "slow": Preset(steps=9)}
+    )
+    scales = [make_plan(kind.with_preset(name), replace(REQUEST, media=())).guidance_high for name in ("fast", "slow")]
+    assert scales == [1.0, 4.0]
 
 
 def test_json_round_trip():

@@ -5,13 +5,14 @@ The usual answer gives each segment the mean and standard deviation of a referen
 transfer between images", 2001; MeiGen-AI/MultiTalk and what was built on it, at full strength). That also undoes what
 belongs there: a sunset, or a camera that turns away. So here a share of the difference is taken back at each seam,
 less the larger it is, and nothing where the picture is another one. The shown frames before a seam slide towards what
-the frames behind it begin with, so there is no jump.
+the next sample was told of them, so there is no jump from that. What a model does to colours of its own in the first
+frames behind a seam is found in what is shown, and taken back too: the frames on both sides show the same scene.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +24,11 @@ FAR = 0.12
 FAR_RATIO = 0.3
 #: a channel without any contrast
 FLAT = 1e-3
+#: frames on each side of a seam that are compared, and between them those in which a model changes the colours: the
+#: first latent frame behind the seam
+COMPARED, SETTLING = 4, 4
+#: strength where two looks are a quarter of a second apart: all is taken back up to half of the differences above
+SURE = 2.0
 #: no eye sees less: a quarter of one level of 255
 LEAST = 0.001
 
@@ -81,24 +87,53 @@ class Slide:
 
     start: int
     stop: int
-    grade: Grade
+    grade: Grade = Grade()
+    #: whether the frames go on from those before them in the same stream, so that their colours can be joined
+    seam: bool = False
 
-    def apply(self, frames: Tensor, first: int) -> Tensor:
-        """Some frames of the video, the first of which has this number."""
-        numbers = torch.arange(first, first + len(frames), device=frames.device)
-        inside = (numbers >= self.start) & (numbers < self.stop)
-        if not self.grade.changes or not inside.any():
-            return frames
-        share = (numbers - self.start + 1) / (self.stop - self.start)
-        return torch.where(inside.view(-1, 1, 1, 1), self.grade.apply(frames, share), frames)
+    def apply(self, frames: Tensor, first: int, begin: Grade = Grade()) -> Tensor:
+        """Some of its frames, the first of which has this number in the video.
+
+        `begin` is a change before that, the same in all frames but the first few, in which the model's own one grows.
+        """
+        behind = torch.arange(first, first + len(frames), device=frames.device) - self.start + 1
+        share = behind / (self.stop - self.start)
+        joined = begin.apply(frames, (behind / (SETTLING + 1)).clamp(max=1)) if begin.changes else frames
+        return self.grade.apply(joined, share) if self.grade.changes else joined
+
+
+@dataclass(slots=True)
+class _Reel:
+    """A stream of chunks [f, 3, H, W] that can be cut anywhere."""
+
+    chunks: Iterator[Tensor]
+    ahead: list[Tensor] = field(default_factory=list)
+
+    def peek(self, frames: int) -> Tensor:
+        """The next frames, or as many as there are; they come again."""
+        while sum(map(len, self.ahead)) < frames and (chunk := next(self.chunks, None)) is not None:
+            self.ahead.append(chunk)
+        return torch.cat(self.ahead)[:frames] if self.ahead else torch.empty(0)
+
+    def take(self, frames: int) -> Iterator[Tensor]:
+        """So many of them, in the chunks that they come in."""
+        while frames > 0 and ((chunk := self.ahead.pop(0) if self.ahead else next(self.chunks, None)) is not None):
+            if len(chunk) > frames:
+                self.ahead.insert(0, chunk[frames:])
+                chunk = chunk[:frames]
+            frames -= len(chunk)
+            yield chunk
 
 
 def towards(anchor: Look, found: Look, strength: float) -> Grade:
-    """The change that takes back a share of what lies between two looks, the less the further they are apart."""
+    """The change that takes back a share of what lies between two looks, the less the further they are apart.
+
+    The share is `strength` of what is left of 1 after the distance, at most 1.
+    """
     shifts = [a - b for a, b in zip(anchor.mean, found.mean, strict=True)]
     ratios = [max(a, FLAT) / max(b, FLAT) - 1 for a, b in zip(anchor.deviation, found.deviation, strict=True)]
     distance = max(*(abs(shift) / FAR for shift in shifts), *(abs(ratio) / FAR_RATIO for ratio in ratios))
-    share = strength * max(0.0, 1 - distance)
+    share = min(1.0, strength * max(0.0, 1 - distance))
     gain = tuple(1 + share * ratio for ratio in ratios)
     offset = tuple(m + share * s - g * m for g, s, m in zip(gain, shifts, found.mean, strict=True))
     grade = Grade(gain, offset)
@@ -106,11 +141,31 @@ def towards(anchor: Look, found: Look, strength: float) -> Grade:
     return grade if most >= LEAST else Grade()
 
 
+def continued(before: Look, coming: Tensor) -> Grade:
+    """What brings the frames behind a seam to the colours of the last ones before it; `coming` has the first few."""
+    settled = coming[SETTLING:][:COMPARED]
+    return towards(before, Look.of(settled), SURE) if len(settled) else Grade()
+
+
 def slid(chunks: Iterator[Tensor], first: int, slides: Sequence[Slide]) -> Iterator[Tensor]:
-    """A stream of [f, 3, H, W] from frame `first` of the video on, with its changes of colour."""
-    for chunk in chunks:
-        changed = chunk
-        for slide in slides:
-            changed = slide.apply(changed, first)
-        yield changed
-        first += len(chunk)
+    """A stream of [f, 3, H, W] from frame `first` of the video on, with its changes of colour.
+
+    The slides follow each other; what lies outside them comes as it is.
+    """
+    reel, shown = _Reel(chunks), torch.empty(0)
+    for slide in slides:
+        yield from reel.take(slide.start - first)
+        begin = _join(shown, reel) if slide.seam else Grade()
+        first = slide.start
+        for chunk in reel.take(slide.stop - slide.start):
+            changed = slide.apply(chunk, first, begin)
+            first += len(chunk)
+            shown = torch.cat([shown, changed])[-COMPARED:] if len(shown) else changed[-COMPARED:]
+            yield changed
+    yield from reel.ahead
+    yield from reel.chunks
+
+
+def _join(shown: Tensor, reel: _Reel) -> Grade:
+    coming = reel.peek(SETTLING + COMPARED)
+    return continued(Look.of(shown), coming) if len(shown) else Grade()

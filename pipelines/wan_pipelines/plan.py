@@ -7,13 +7,13 @@ import json
 import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from wan_pipelines.errors import PlanError
 from wan_pipelines.hd import Refine, Route
 from wan_pipelines.lengths import count_frames
 from wan_pipelines.noise_levels import flow_sigmas, shifted, unshifted
-from wan_pipelines.profile import Profile
+from wan_pipelines.profile import Profile, Told
 from wan_pipelines.s2v.clips import Chain, ChainSpec, make_chain
 from wan_pipelines.segments import Chaining, Segment
 from wan_pipelines.sizes import output_size, sample_size, visible_size
@@ -176,6 +176,7 @@ def make_plan(profile: Profile, request: PlanRequest) -> RenderPlan:
     counts = count_frames(profile, request)
     width, height = output_size(request.resolution, request.aspect, shape_role(request.media) or "first_frame")
     sample_width, sample_height = sample_size(width, height, profile.size_multiple, profile.sample_pixels)
+    guidance_high, guidance_low = plan_guidance(profile, request.media)
     return RenderPlan(
         model=profile.served_as,
         prompt=request.prompt,
@@ -190,8 +191,8 @@ def make_plan(profile: Profile, request: PlanRequest) -> RenderPlan:
         sampler=profile.sampler,
         sigmas=plan_sigmas(profile),
         shift=profile.shift,
-        guidance_high=profile.guidance_high,
-        guidance_low=profile.guidance_low,
+        guidance_high=guidance_high,
+        guidance_low=guidance_low,
         boundary=profile.boundary,
         watermark=request.watermark,
         output_fps=None if request.output_fps == profile.fps else request.output_fps,
@@ -234,6 +235,13 @@ def plan_sigmas(profile: Profile) -> tuple[float, ...]:
     if profile.sigmas is not None:
         return shifted(profile.sigmas, profile.shift)
     return flow_sigmas(profile.sampler, profile.steps, profile.shift)
+
+
+def plan_guidance(profile: Profile, media: Collection[str]) -> tuple[float, float]:
+    """Guidance scales at high and at low noise, with these inputs."""
+    strongest: Told = next((told for told in get_args(Told) if told in media), "text")
+    scale = profile.guidance_for.get(strongest)
+    return (profile.guidance_high, profile.guidance_low) if scale is None else (scale, scale)
 
 
 def _plan_refine(profile: Profile, request: PlanRequest) -> Refine | None:

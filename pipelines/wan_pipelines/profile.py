@@ -22,6 +22,8 @@ from wan_pipelines.errors import ProfileError
 from wan_pipelines.hd import Refinement
 
 Role = Literal["first_frame", "last_frame", "driving_audio", "first_clip"]
+#: what tells the model of the video, the strongest first; "text" where nothing else does
+Told = Literal["last_frame", "first_clip", "first_frame", "text"]
 WeightsFrom = Literal["shipped", "random", "repository"]
 Sampler = Literal["unipc", "euler"]
 Conditioning = Literal["concat", "expand_timesteps", "text", "vace", "s2v"]
@@ -110,6 +112,8 @@ class Profile:
     #: guidance scale at high noise, and the only one when there is no boundary; 1 means no second forward
     guidance_high: Annotated[float, Field(ge=1)]
     guidance_low: Annotated[float, Field(ge=1)]
+    #: in place of both, by the strongest of the inputs
+    guidance_for: dict[Told, Annotated[float, Field(ge=1)]] = field(default_factory=dict)
     #: explicit noise levels before the shift, in place of `steps` evenly spaced ones
     sigmas: tuple[float, ...] | None = None
     #: the preset whose numbers these are
@@ -238,6 +242,8 @@ class Profile:
             raise ProfileError(f"model {self.name} has no preset {name!r}; it has {known}")
         preset = self.presets[name]
         given = {f.name: value for f in fields(preset) if (value := getattr(preset, f.name)) not in (None, ())}
+        if preset.guidance_high is not None:
+            given["guidance_for"] = {}
         if preset.sigmas is not None:
             given["steps"] = len(preset.sigmas)
         return replace(self, preset=name, **given)

@@ -20,14 +20,14 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor
 
-from wan_pipelines.colour import Grade, Look, Slide, towards
+from wan_pipelines.colour import COMPARED, SETTLING, Grade, Look, Slide, continued, towards
 from wan_pipelines.conditions import Beat, Known, Texts, beating
 from wan_pipelines.errors import RenderError
 from wan_pipelines.framing import frames_between, visible
 from wan_pipelines.peaks import Stage
 from wan_pipelines.plan import RenderPlan
 from wan_pipelines.profile import TEMPORAL_STRIDE
-from wan_pipelines.segments import Chaining, Segment, latent_steps
+from wan_pipelines.segments import Chaining, Segment, latent_steps, latents_of
 from wan_pipelines.tensorfile import load_tensors, read_metadata, save_tensors
 from wan_pipelines.vae import encode_frames, stream_decode
 
@@ -38,7 +38,7 @@ WARM_UP = 6
 #: rows of the mask before the condition latents
 MASK_ROWS = 4
 #: keys of a file's metadata
-LOOK, GRADE, GRADES = "look", "grade", "grades"
+LOOK, GRADE, GRADES, END = "look", "grade", "grades", "end"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +98,13 @@ class Seam:
         with self.stage("decode"):
             tail = torch.cat(list(beating(self._tail(made), beat)))
             look = self._look(before, made) if chaining.colour else None
+            joined = self._join(before, made, beat)
+        held = joined.apply(tail) if joined.changes else tail
         grade = Grade()
         if look is not None:
-            grade = towards(look, Look.of(visible(tail, self.plan)), chaining.colour)
-        frames = grade.apply(tail) * 2 - 1 if grade.changes else tail * 2 - 1
+            grade = towards(look, Look.of(visible(held, self.plan)), chaining.colour)
+        shown = grade.apply(held) if grade.changes else held
+        frames = shown * 2 - 1
         carried = [before.anchor(self.device)] if "anchor" in self.segment.told else []
         if self.segment.carried:
             carried.append(self._carried(made, tail * 2 - 1, frames, beat))
@@ -113,7 +116,8 @@ class Seam:
             final=frames[-1:],
             chaining=chaining,
         )
-        return known, {GRADE: json.dumps(grade.to_json()), **(look_metadata(look) if look else {})}
+        colours = look_metadata(look) | {END: _json(Look.of(visible(shown[-COMPARED:], self.plan)))} if look else {}
+        return known, {GRADE: _json(grade), **colours}
 
     def _tail(self, made: Tensor) -> Iterator[Tensor]:
         """The frames of the prefix as the segment before has them, as [f, 3, H, W] in [0, 1]."""
@@ -130,6 +134,15 @@ class Seam:
             return Look.from_json(json.loads(noted))
         return Look.of(visible(next(stream_decode(self.vae, made[:, :, :1])), self.plan))
 
+    def _join(self, before: Before, made: Tensor, beat: Beat) -> Grade:
+        """How the segment before is joined to the one before that, as `colour.slid` does with what is shown."""
+        noted, first = before.metadata.get(END), _chaining(self.plan).overlap
+        if noted is None:
+            return Grade()
+        latents = latents_of(first) + (SETTLING + COMPARED) // TEMPORAL_STRIDE
+        decoded = frames_between(stream_decode(self.vae, made[:, :, :latents]), first, first + SETTLING + COMPARED)
+        return continued(Look.from_json(json.loads(noted)), visible(torch.cat(list(beating(decoded, beat))), self.plan))
+
     def _carried(self, made: Tensor, tail: Tensor, told: Tensor, beat: Beat) -> Tensor:
         """The last latents of the segment before [1, z, n, h, w], changed as the colours of their frames are."""
         carried = made[:, :, made.shape[2] - self.segment.carried :]
@@ -142,7 +155,11 @@ class Seam:
 
 def look_metadata(look: Look) -> dict[str, str]:
     """How the colours that a video is held to stand beside its tensors."""
-    return {LOOK: json.dumps(look.to_json())}
+    return {LOOK: _json(look)}
+
+
+def _json(colours: Look | Grade) -> str:
+    return json.dumps(colours.to_json())
 
 
 def first_look(plan: RenderPlan, known: Known) -> dict[str, str]:
@@ -166,9 +183,11 @@ def join(plan: RenderPlan, made: Sequence[Path], out: Path) -> None:
 
 
 def slides(plan: RenderPlan, metadata: dict[str, str]) -> list[Slide]:
-    """How the colours of a joined video change: over each segment, to what the next one begins with."""
-    grades = [Grade.from_json(grade) for grade in json.loads(metadata.get(GRADES, "[]"))]
-    return [Slide(s.start, s.stop, grade) for s, grade in zip(plan.segments, grades, strict=False)]
+    """How the colours of a joined video change: over each segment, to what the next one was told."""
+    if len(plan.segments) < 2 or plan.chaining is None or not plan.chaining.colour:
+        return []
+    grades = [Grade.from_json(grade) for grade in json.loads(metadata[GRADES])]
+    return [Slide(s.start, s.stop, g, s.number > 0) for s, g in zip(plan.segments, [*grades, Grade()], strict=True)]
 
 
 def read_grade(path: Path) -> dict[str, Any]:

@@ -10,12 +10,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from wan_pipelines.colour import slid
 from wan_pipelines.mp4 import Mp4Spec, Mp4Writer
 from wan_pipelines.plan import PlanRequest, RenderPlan, make_plan
 from wan_pipelines.profile import checkpoint_folder, load_profile
 from wan_pipelines.renderer import Media, Renderer
-from wan_pipelines.tensorfile import load_tensors
+from wan_pipelines.seams import slides
+from wan_pipelines.tensorfile import load_tensors, read_metadata
 from wan_pipelines.vae import stream_decode
+from wan_pipelines.whole import sample_whole
 
 WIDTH, HEIGHT = 160, 96
 
@@ -61,12 +64,12 @@ class Studio:
             folder = Path(scratch)
             media = _files(order, folder)
             plan = self.plan(order, tuple(media.files))
-            self.renderer.encode(plan, media, folder / "conditions", lambda: None)
-            self.renderer.denoise(plan, folder / "conditions", folder / "latents", lambda step, steps: None)
-            latents = load_tensors(folder / "latents", torch.device("cpu"))["latents"]
+            path = sample_whole(self.renderer, plan, media, folder)
+            latents, slid_by = load_tensors(path, torch.device("cpu"))["latents"], slides(plan, read_metadata(path))
         with torch.inference_mode():
             frames = torch.cat(list(stream_decode(self.renderer.checkpoint.vae, latents)))
-        return Shot(frames, latents)
+        new = slid(iter([frames[plan.prefix_frames :]]), plan.clip_frames, slid_by)
+        return Shot(torch.cat([frames[: plan.prefix_frames], *new]), latents)
 
     def plan(self, order: Order, media: tuple[str, ...]) -> RenderPlan:
         """The plan of the order, with the sample's size as the size of the output."""
