@@ -30,6 +30,7 @@ TORCH_FREE = {
         "profile",
         "plan",
         "segments",
+        "windows",
         "hd",
         "noise_levels",
         "sizes",

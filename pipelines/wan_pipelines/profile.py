@@ -131,9 +131,10 @@ class Profile:
     trained_sizes: tuple[Annotated[str, Field(pattern=r"^\d+x\d+$")], ...] = ()
     #: most frames of a clip's end that the model sees when it goes on from there, 4n+1
     prefix_frames: Annotated[int, Field(ge=1)] = 17
-    #: how a segment of a longer video goes on from the one before, by name; None samples in one go
-    chaining: Literal["prefix", "latents", "svi"] | None = None
-    #: most frames of one such segment, 4n+1
+    #: how a segment of a longer video goes on from the one before, by name; None samples in one go, and so does
+    #: "windows", where each forward sees a part of the sample
+    chaining: Literal["prefix", "latents", "svi", "windows"] | None = None
+    #: most frames of one such segment or window, 4n+1
     native_frames: Annotated[int | None, Field(ge=5)] = None
     #: frames of one clip, where a video is a chain of clips that each know the end of the one before ("s2v")
     clip_frames: Annotated[int | None, Field(ge=4, multiple_of=TEMPORAL_STRIDE)] = None
@@ -196,7 +197,9 @@ class Profile:
             raise ValueError(f"motion_frames: must be 4n+1 and at most clip_frames (got {self.motion_frames})")
         if (self.chaining is None) != (self.native_frames is None):
             raise ValueError("chaining, native_frames: one is needed with the other")
-        able = ("concat",) if self.chaining == "svi" else ("concat", "expand_timesteps", "vace")
+        able = {"svi": ("concat",), "windows": ("text",)}.get(
+            self.chaining or "", ("concat", "expand_timesteps", "vace")
+        )
         if self.chaining and self.conditioning not in able:
             raise ValueError(f"chaining: {self.chaining} needs conditioning {', '.join(able)}")
         native = self.native_frames or self.max_frames
