@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from wan_pipelines.errors import CheckpointError
-from wan_pipelines.profile import LoraFile, Profile, load_profile
+from wan_pipelines.preset import LoraFile
+from wan_pipelines.profile import Profile, load_profile
 from wan_pipelines.tiny import TinySpec, build_tiny
 from wan_pipelines.weights.check import examine, look_deep
 from wan_pipelines.weights.convert import convert

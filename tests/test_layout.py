@@ -28,8 +28,10 @@ TORCH_FREE = {
     f"wan_pipelines.{name}"
     for name in (
         "profile",
+        "preset",
         "plan",
         "segments",
+        "windows",
         "hd",
         "noise_levels",
         "sizes",

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from tiny_checkpoint import CONFIGS
 from wan_pipelines.denoise import Experts
 from wan_pipelines.errors import CheckpointError
-from wan_pipelines.profile import LoraFile, Profile, load_profile
+from wan_pipelines.preset import LoraFile
+from wan_pipelines.profile import Profile, load_profile
 from wan_pipelines.streaming import Ferry, Streamer
 from wan_pipelines.weights.lora import HotLora, apply_loras, find_lora, fit, fuse, read_lora
 from wan_pipelines.weights.lora_keys import layer_name, parameter_name, parse_key

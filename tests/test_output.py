@@ -11,6 +11,7 @@ from wan_server.output import Ingredients, not_honoured, output_of, task_type
 from wan_server.probe import Probe
 from wan_server.settings import find_config_dir
 
+T2V = load_profile("wan2.2-t2v-a14b", find_config_dir())
 ENCODED = {
     "prompt_tokens": 9,
     "prompt_tokens_dropped": 0,
@@ -151,6 +152,17 @@ def test_model_and_preset_are_named() -> None:
     assert (second["frames"], second["overlap_frames"], second["carried_latents"]) == ([61, 112], 9, 0)
     assert second["colour"] == {"gain": [1, 1, 1], "offset": [0, 0, 0]}
     assert second["seed"] != first["seed"]
+
+
+def test_windows_are_told_by_the_frames_that_they_saw() -> None:
+    plan = make_plan(T2V, PlanRequest("a sea", None, "720P", 16 / 9, 15, seed=1, media=()))
+    prepared = {"files": {}, "probes": {}, "notes": []}
+    made = Ingredients(plan.to_json(), prepared, {"note": None}, ENCODED, "f", MADE)
+    output = output_of(make_job(model=T2V.name), T2V, "http://x/v.mp4", made)
+    said = output["output_meta"]["outputs"][0]["extra"]
+    assert (said["chaining"], said["sampled_frames"], said["overlap_frames"]) == ("windows", 241, 16)
+    assert [window["frames"] for window in said["windows"]] == [[0, 73], [57, 129], [113, 185], [169, 240]]
+    assert "windows" not in extra("wan2.2-i2v-a14b", 7)
 
 
 def test_a_preset_without_guidance_names_its_additions_and_uses_no_negative_prompt() -> None:

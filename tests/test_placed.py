@@ -15,7 +15,8 @@ from wan_pipelines.load import PartCache, find_parts
 from wan_pipelines.offload import Keeper, parts_of
 from wan_pipelines.placed import LoadOptions, load_placed, predict
 from wan_pipelines.placement import HOST_RESERVE, choose, largest_plan
-from wan_pipelines.profile import LoraFile, list_profiles
+from wan_pipelines.preset import LoraFile
+from wan_pipelines.profile import list_profiles
 from wan_pipelines.renderer import Media, Renderer
 from wan_pipelines.weights.quantised import KeptLinear
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from wan_pipelines.errors import PlanError
 from wan_pipelines.plan import PlanRequest, RenderPlan, beyond_training, flow_sigmas, make_plan, shifted
-from wan_pipelines.profile import Preset, load_profile, load_served
+from wan_pipelines.preset import Preset
+from wan_pipelines.profile import load_profile, load_served
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 #: one that samples every length in one go

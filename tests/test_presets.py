@@ -12,7 +12,8 @@ from parity_peers import count, recording
 from tiny_checkpoint import CONCAT, CONFIGS, TinyModel, noise_image
 from wan_pipelines.errors import CheckpointError, RenderError
 from wan_pipelines.plan import PlanRequest, RenderPlan, make_plan
-from wan_pipelines.profile import LoraFile, load_served
+from wan_pipelines.preset import LoraFile
+from wan_pipelines.profile import load_served
 from wan_pipelines.renderer import Media, Renderer
 from wan_pipelines.samplers import make_sampler
 from wan_pipelines.tiny import TinySpec, tiny_spec

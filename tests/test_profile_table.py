@@ -186,14 +186,14 @@ def test_the_preset_for_long_videos_has_its_pair_and_its_chaining():
 #: most seconds, most frames of one sample, how longer videos go on
 LENGTHS = {
     "wan2.2-i2v-a14b": (15, 81, "prefix"),
-    "wan2.2-t2v-a14b": (7, None, None),  # nothing can be told to it
+    "wan2.2-t2v-a14b": (15, 81, "windows"),  # nothing can be told to it
     "wan2.2-ti2v-5b": (15, 121, "prefix"),
     "wan2.2-s2v-14b": (15, None, None),  # has clips
     "wan2.1-i2v-14b-720p": (15, 81, "prefix"),
     "wan2.1-flf2v-14b-720p": (5, None, None),  # always sees both ends
     "wan2.1-vace-14b": (15, 81, "prefix"),
     "wan2.1-vace-1.3b": (15, 81, "prefix"),
-    "wan2.1-t2v-1.3b": (5, None, None),
+    "wan2.1-t2v-1.3b": (15, 81, "windows"),
 }
 
 

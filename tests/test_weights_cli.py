@@ -18,7 +18,8 @@ from hub_site import COMMIT, HubSite, Repository
 from local_site import serving
 from server_process import ROOT, clean_environment
 from wan_pipelines.errors import CheckpointError
-from wan_pipelines.profile import LORA_FOLDER, LoraFile, Preset, Profile, list_profiles
+from wan_pipelines.preset import LORA_FOLDER, LoraFile, Preset
+from wan_pipelines.profile import Profile, list_profiles
 from wan_pipelines.weights.download import Download, plan_download, run_download
 from wan_pipelines.weights.hub import Hub
 from wan_pipelines.weights.receipt import read_receipt

@@ -39,6 +39,8 @@ class Sample:
     fp8: bool = False
     #: tokens of the image encoder
     image_tokens: int = 0
+    #: latent frames of the whole sample, of which a forward sees a window; None is what it sees
+    whole: int | None = None
 
 
 def denoise_bytes(config: Config, sample: Sample) -> int:
@@ -143,9 +145,12 @@ def _latents_bytes(config: Config, sample: Sample) -> int:
     inputs, outputs = config["in_channels"], config.get("out_channels") or config["in_channels"]
     control = config["vace_in_channels"] if is_vace(config) else 0
     lasting = LATENTS_ALIVE * outputs + max(inputs - outputs, 0) + control
-    return (lasting * FLOAT32 + (inputs + control) * sample.element) * prod(sample.latent) + _heard_bytes(
-        config, sample
-    )
+    seen = prod(sample.latent)
+    loop, window = lasting * FLOAT32 * seen, 0
+    if sample.whole is not None:  # the loop's prediction is that of all windows, and the first of both is of one
+        loop = loop // sample.latent[0] * sample.whole
+        window = outputs * FLOAT32 * seen
+    return loop + window + (inputs + control) * sample.element * seen + _heard_bytes(config, sample)
 
 
 def _heard_bytes(config: Config, sample: Sample) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
 from torch import Tensor
 
+from wan_pipelines.blending import Blend
 from wan_pipelines.conditioning import Conditioning
 from wan_pipelines.errors import RenderError
 from wan_pipelines.noise_levels import TRAIN_TIMESTEPS
@@ -50,17 +52,20 @@ def denoise(
     sampler: Sampler,
     guidance: Guidance,
     on_step: Callable[[int, Tensor], None],
+    blend: Blend | None = None,
 ) -> Tensor:
     """Walk float32 `latents` [1, z, T, h, w] from the sampler's position down to sigma 0.
 
-    `on_step(steps done, latents)` comes after every step and may raise to stop. Raises RenderError as soon as
-    the latents are no longer finite.
+    `on_step(steps done, latents)` comes after every step and may raise to stop. With `blend` the model sees the latents
+    in windows, which no conditions but texts can be divided among. Raises RenderError as soon as the latents are no
+    longer finite.
     """
     total = len(sampler.timesteps)
     while sampler.position < total:
         timestep = sampler.timesteps[sampler.position]
         scale = guidance.low if experts.is_low(timestep) else guidance.high
-        velocity = _velocity(experts.at(timestep), latents, timestep, conditioning, scale)
+        predict = partial(_velocity, experts.at(timestep), timestep, conditioning, scale)
+        velocity = predict(latents) if blend is None else blend.velocity(predict, latents)
         latents = sampler.step(conditioning.steer(velocity, latents, sampler.sigma), latents)
         if not torch.isfinite(latents).all():
             raise RenderError(f"denoise: step {sampler.position} of {total} gave values that are not finite")
@@ -68,7 +73,7 @@ def denoise(
     return conditioning.pin(latents)
 
 
-def _velocity(model: Transformer, latents: Tensor, timestep: float, conditioning: Conditioning, scale: float) -> Tensor:
+def _velocity(model: Transformer, timestep: float, conditioning: Conditioning, scale: float, latents: Tensor) -> Tensor:
     """Predicted noise - data in float32, guided away from the negative prompt when there is one."""
     hidden = conditioning.model_input(latents).to(model.dtype)  # [1, C, T, h, w]
     timesteps = conditioning.timesteps(timestep, latents, model.config["patch_size"])  # [1] or [1, S]

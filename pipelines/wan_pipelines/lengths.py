@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from wan_pipelines.errors import PlanError
 from wan_pipelines.profile import Profile
 from wan_pipelines.s2v.clips import ChainSpec, make_chain
-from wan_pipelines.segments import CHAININGS, SegmentRequest, plan_segments, whole_latents
+from wan_pipelines.segments import CHAININGS, SegmentRequest, latents_of, plan_segments, whole_latents
+from wan_pipelines.windows import Windowing
 
 if TYPE_CHECKING:
     from wan_pipelines.plan import PlanRequest
@@ -25,20 +26,23 @@ def count_frames(profile: Profile, request: PlanRequest) -> dict[str, Any]:
     if (spec := _chain_spec(profile)) is not None:
         longest_clip = max(clip.sampled for clip in make_chain(spec, request.seconds, request.seed).clips)
         return {"frames": frames, "sample_frames": longest_clip, "chain": spec}
-    chaining = CHAININGS[profile.chaining] if profile.chaining else None
+    windowing = _windowing(profile)
+    chaining = CHAININGS[profile.chaining] if profile.chaining and windowing is None else None
     wish = SegmentRequest(
         seconds=request.seconds,
         fps=profile.fps,
         seed=request.seed,
-        most=profile.native_frames or profile.max_frames,
+        most=(None if windowing else profile.native_frames) or profile.max_frames,
         chaining=chaining,
         media=request.media,
         clip_frames=clip,
         clip_prefix=profile.prefix_frames,
     )
     segments = plan_segments(wish)
-    counts = {"frames": frames, "clip_frames": clip, "prefix_frames": wish.prefix_frames}
+    counts: dict[str, Any] = {"frames": frames, "clip_frames": clip, "prefix_frames": wish.prefix_frames}
     counts["sample_frames"] = max(segment.sampled for segment in segments)
+    if windowing and latents_of(counts["sample_frames"]) > windowing.longest:
+        counts["windowing"] = windowing
     return counts | ({"chaining": chaining, "segments": segments} if chaining else {})
 
 
@@ -64,6 +68,13 @@ def _chain_spec(profile: Profile) -> ChainSpec | None:
         return None
     least = min(ChainSpec().least_frames, profile.clip_frames)
     return ChainSpec(profile.fps, profile.clip_frames, least, profile.motion_frames)
+
+
+def _windowing(profile: Profile) -> Windowing | None:
+    """How the model sees a sample that is longer than it was trained on; None for one that sees any at once."""
+    if profile.chaining != "windows" or profile.native_frames is None:
+        return None
+    return Windowing(latents_of(profile.native_frames))
 
 
 def _clip_frames(profile: Profile, request: PlanRequest) -> int:

@@ -129,15 +129,18 @@ def _activations(footprint: Footprint, plan: RenderPlan, known: int, *, fp8: boo
     known = max(known, 1) if len(plan.segments) > 1 else known  # those behind the first one know its end
     configs, size = footprint.configs, (plan.sample_width, plan.sample_height)
     frames = (plan.sample_frames - 1) // TEMPORAL_STRIDE + 1
+    # windows may be shorter than the longest, but a shorter video is one sample of that length and fits too
+    seen = frames if plan.windowing is None else plan.windowing.longest
     stride = configs["vae"].get("scale_factor_spatial", 8)
     pictures = footprint.pictures if "image_encoder" in configs else 0
     sample = activations.Sample(
-        latent=(frames, size[1] // stride, size[0] // stride),
+        latent=(seen, size[1] // stride, size[0] // stride),
         text_len=footprint.text_len,
         element=footprint.element,
         per_token=footprint.conditioning == "expand_timesteps" and known > 0,
         fp8=fp8,
         image_tokens=activations.image_tokens(configs["image_encoder"], pictures) if pictures else 0,
+        whole=None if plan.windowing is None else frames,
     )
     found: dict[Stage, int] = {
         "text": activations.text_bytes(configs["text_encoder"], footprint.text_len, footprint.element)

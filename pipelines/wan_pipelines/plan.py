@@ -15,8 +15,9 @@ from wan_pipelines.lengths import count_frames
 from wan_pipelines.noise_levels import flow_sigmas, shifted, unshifted
 from wan_pipelines.profile import Profile, Told
 from wan_pipelines.s2v.clips import Chain, ChainSpec, make_chain
-from wan_pipelines.segments import Chaining, Segment
+from wan_pipelines.segments import Chaining, Segment, latents_of
 from wan_pipelines.sizes import output_size, sample_size, visible_size
+from wan_pipelines.windows import Windowing
 
 #: what a video can begin with
 STARTS = ("first_frame", "first_clip")
@@ -86,6 +87,8 @@ class RenderPlan:
     chaining: Chaining | None = None
     #: the samples that make up the video, one or several; empty without `chaining`
     segments: tuple[Segment, ...] = ()
+    #: how the one sample is divided among forwards, where it is longer than the model was trained on
+    windowing: Windowing | None = None
     #: frames per second of the file, where it is another rate than the model's
     output_fps: int | None = None
     #: the smaller sample that this one refines; None samples from noise alone
@@ -136,6 +139,12 @@ class RenderPlan:
         return make_chain(self.chain, self.seconds, self.seed) if self.chain else None
 
     @property
+    def windows(self) -> tuple[range, ...]:
+        """Latent frames of the sample that are in one forward together: all, but for a plan with windows."""
+        latents = latents_of(self.sample_frames)
+        return (range(latents),) if self.windowing is None else self.windowing.split(latents)
+
+    @property
     def steps(self) -> int:
         return len(self.sigmas) - 1
 
@@ -165,6 +174,7 @@ class RenderPlan:
             "chain": ChainSpec(**chain) if chain else None,
             "chaining": Chaining(**chaining) if chaining else None,
             "segments": tuple(Segment.from_json(segment) for segment in data.get("segments", ())),
+            "windowing": Windowing(**data["windowing"]) if data.get("windowing") else None,
             "refine": Refine(**{**refine, "sigmas": tuple(refine["sigmas"])}) if refine else None,
         }
         return cls(**{**data, **made})
@@ -265,6 +275,11 @@ def beyond_training(profile: Profile, plan: RenderPlan) -> tuple[str, ...]:
         notes.append(
             f"input.duration: model {profile.name} makes {profile.native_frames} frames in one go; the video is "
             f"{len(plan.segments)} samples that share {overlap} frames, and details may change from one to the next"
+        )
+    elif plan.windowing is not None:
+        notes.append(
+            f"input.duration: model {profile.name} sees {profile.native_frames} frames at once; the video was made in "
+            f"{len(plan.windows)} windows that overlap, and motion may begin anew in each"
         )
     elif is_long and plan.chain is None:  # the few frames more of a first clip are the chain's own choice
         notes.append(

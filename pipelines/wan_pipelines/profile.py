@@ -10,76 +10,26 @@ import json
 import sys
 import tomllib
 from dataclasses import field, fields, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from wan_pipelines.bad_values import explain
 from wan_pipelines.errors import ProfileError
 from wan_pipelines.hd import Refinement
+from wan_pipelines.preset import STRICT, LoraFile, Preset, Sampler
 
 Role = Literal["first_frame", "last_frame", "driving_audio", "first_clip"]
 #: what tells the model of the video, the strongest first; "text" where nothing else does
 Told = Literal["last_frame", "first_clip", "first_frame", "text"]
 WeightsFrom = Literal["shipped", "random", "repository"]
-Sampler = Literal["unipc", "euler"]
 Conditioning = Literal["concat", "expand_timesteps", "text", "vace", "s2v"]
-#: sub-folder of a profile's weights that holds the low-rank additions of its presets
-LORA_FOLDER = "loras"
 #: the published sampling numbers; every profile has them
 QUALITY = "quality"
-STRICT = ConfigDict(extra="forbid", strict=True)
 #: pixel frames per latent frame after the first one, the same in every Wan VAE
 TEMPORAL_STRIDE = 4
-
-
-@dataclass(frozen=True, slots=True, config=STRICT)
-class LoraFile:
-    """A low-rank addition to one expert."""
-
-    #: Hugging Face repository
-    repository: str
-    #: path inside it
-    file: str
-    #: expert that it is for; single-expert models have only "high"
-    expert: Literal["high", "low"] = "high"
-    strength: Annotated[float, Field(gt=0)] = 1.0
-    licence: str = "not stated"
-    disk_gb: Annotated[float, Field(ge=0)] = 0.0
-
-    def path_in(self, folder: Path) -> Path:
-        """Where the file lies in the folder of the profile's weights."""
-        return folder / LORA_FOLDER / Path(self.file).name
-
-
-@dataclass(frozen=True, slots=True, config=STRICT)
-class Preset:
-    """Sampling numbers that replace those of the profile; what is left out stays."""
-
-    sampler: Sampler | None = None
-    steps: Annotated[int | None, Field(ge=1, le=1000)] = None
-    #: noise levels before the shift, falling from 1, without the final 0; in place of `steps`
-    sigmas: Annotated[tuple[float, ...] | None, Field(min_length=1)] = None
-    shift: Annotated[float | None, Field(gt=0)] = None
-    guidance_high: Annotated[float | None, Field(ge=1)] = None
-    guidance_low: Annotated[float | None, Field(ge=1)] = None
-    loras: tuple[LoraFile, ...] = ()
-    own_weights: bool | None = None
-    chaining: Literal["prefix", "latents", "svi"] | None = None
-    prefix_frames: Annotated[int | None, Field(ge=1)] = None
-    refinement: Refinement | None = None
-
-    @model_validator(mode="after")
-    def _check_together(self) -> Preset:
-        if self.steps is not None and self.sigmas is not None:
-            raise ValueError("steps, sigmas: only one of the two may be given")
-        levels = (*(self.sigmas or ()), 0.0)
-        if levels[0] > 1 or any(a <= b for a, b in pairwise(levels)):
-            raise ValueError(f"sigmas: must fall from at most 1, without the final 0 (got {list(levels[:-1])})")
-        return self
 
 
 @dataclass(frozen=True, slots=True, config=STRICT)
@@ -135,9 +85,10 @@ class Profile:
     trained_sizes: tuple[Annotated[str, Field(pattern=r"^\d+x\d+$")], ...] = ()
     #: most frames of a clip's end that the model sees when it goes on from there, 4n+1
     prefix_frames: Annotated[int, Field(ge=1)] = 17
-    #: how a segment of a longer video goes on from the one before, by name; None samples in one go
-    chaining: Literal["prefix", "latents", "svi"] | None = None
-    #: most frames of one such segment, 4n+1
+    #: how a segment of a longer video goes on from the one before, by name; None samples in one go, and so does
+    #: "windows", where each forward sees a part of the sample
+    chaining: Literal["prefix", "latents", "svi", "windows"] | None = None
+    #: most frames of one such segment or window, 4n+1
     native_frames: Annotated[int | None, Field(ge=5)] = None
     #: frames of one clip, where a video is a chain of clips that each know the end of the one before ("s2v")
     clip_frames: Annotated[int | None, Field(ge=4, multiple_of=TEMPORAL_STRIDE)] = None
@@ -200,7 +151,9 @@ class Profile:
             raise ValueError(f"motion_frames: must be 4n+1 and at most clip_frames (got {self.motion_frames})")
         if (self.chaining is None) != (self.native_frames is None):
             raise ValueError("chaining, native_frames: one is needed with the other")
-        able = ("concat",) if self.chaining == "svi" else ("concat", "expand_timesteps", "vace")
+        able = {"svi": ("concat",), "windows": ("text",)}.get(
+            self.chaining or "", ("concat", "expand_timesteps", "vace")
+        )
         if self.chaining and self.conditioning not in able:
             raise ValueError(f"chaining: {self.chaining} needs conditioning {', '.join(able)}")
         native = self.native_frames or self.max_frames

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wan_pipelines.blending import Blend, draw_noise
 from wan_pipelines.clip_frames import clip_frames, retiming
 from wan_pipelines.colour import slid
 from wan_pipelines.conditioning import Conditioning
@@ -30,7 +31,7 @@ from wan_pipelines.peaks import Stage
 from wan_pipelines.placed import LoadOptions, Placed, load_placed
 from wan_pipelines.placement import Placement
 from wan_pipelines.plan import RenderPlan, check_media
-from wan_pipelines.profile import TEMPORAL_STRIDE, Profile
+from wan_pipelines.profile import Profile
 from wan_pipelines.refine import noised
 from wan_pipelines.resume import Bookmark
 from wan_pipelines.s2v.chain_render import ChainRender
@@ -144,10 +145,9 @@ class Renderer:
     ) -> None:
         """Noise to latents in `out`. `on_step(done, steps)` comes after each step and may raise.
 
-        The second of two passes (`RenderPlan.passes`) begins with `begun`, the latents of the first, enlarged.
-
-        Between two clips of a chain it comes again and again with the same numbers. When `checkpoint` was written for
-        the same plan and media, goes on from there; any other one is ignored.
+        The second of two passes (`RenderPlan.passes`) begins with `begun`, the latents of the first, enlarged. Each
+        window of a step counts as one. Between two clips of a chain it comes again and again with the same numbers.
+        When `checkpoint` was written for the same plan and media, goes on from there; any other one is ignored.
         """
         self._check_part(plan)
         metadata = metadata_for(plan, conditioning)
@@ -156,9 +156,10 @@ class Renderer:
         mark = Bookmark(checkpoint, metadata, self.checkpoint_every_s)
         if plan.clips is None:
             seed = plan.seed if begun is None else second_seed(plan.seed)
-            noise = self._noise(plan, seed, (plan.sample_frames - 1) // TEMPORAL_STRIDE + 1)
+            noise = self._noise(plan, seed, plan.windows[-1].stop)
             start = noise if begun is None else noised(load_tensors(begun, self.device)["latents"], plan, noise)
-            made = {"latents": self._sample(plan, start, conditions, mark, lambda done: on_step(done, plan.steps))}
+            total = plan.steps * len(plan.windows)
+            made = {"latents": self._sample(plan, start, conditions, mark, lambda done: on_step(done, total))}
         else:
             made = self._sample_clips(plan, plan.clips, conditions, mark, on_step)
         save_tensors(out, made, metadata)
@@ -195,18 +196,19 @@ class Renderer:
     def _sample(
         self, plan: RenderPlan, noise: Tensor, conditions: Conditioning, mark: Bookmark, on_step: Callable[[int], None]
     ) -> Tensor:
-        """Latents from noise, or from where the bookmark is; `on_step` gets the steps that are done."""
-        sampler = make_sampler(plan.sampler, plan.sigmas)
+        """Latents from noise, or from where the bookmark is; `on_step` gets the windows of steps that are done."""
+        sampler, windows = make_sampler(plan.sampler, plan.sigmas), plan.windows
         found = mark.take_up(sampler, self.device)
+        blend = Blend(windows, lambda done: on_step(sampler.position * len(windows) + done))
 
         def after_step(done: int, current: Tensor) -> None:
             mark.offer(sampler, current)
-            on_step(done)
+            on_step(done * len(windows))
 
         experts = replace(self.checkpoint.experts, boundary=plan.boundary)
         guidance = Guidance(plan.guidance_high, plan.guidance_low)
         with self._stage("denoise"):
-            return denoise(experts, noise if found is None else found, conditions, sampler, guidance, after_step)
+            return denoise(experts, noise if found is None else found, conditions, sampler, guidance, after_step, blend)
 
     def _sample_clips(
         self,
@@ -295,5 +297,4 @@ class Renderer:
         stride = self.checkpoint.vae_stride
         size = (plan.sample_height // stride, plan.sample_width // stride)
         shape = (1, self.checkpoint.vae.config["z_dim"], latent_frames, *size)
-        noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float32)
-        return noise.to(self.device)
+        return draw_noise(shape, plan.windows, seed).to(self.device)

@@ -7,7 +7,8 @@ from itertools import zip_longest
 from typing import Any, Final
 
 from wan_pipelines.plan import RenderPlan, beyond_training
-from wan_pipelines.profile import Profile
+from wan_pipelines.profile import TEMPORAL_STRIDE, Profile
+from wan_pipelines.windows import frames_of
 from wan_server.job import Job
 from wan_server.media import VISUAL
 from wan_server.probe import Probe
@@ -77,6 +78,7 @@ def _video_meta(job: Job, profile: Profile, made: Ingredients) -> Json:
             **_clip_facts(plan),
             **_chain_facts(plan, facts),
             **_segment_facts(plan, facts),
+            **_window_facts(plan),
             "sampler": plan.sampler,
             "steps": len(plan.sigmas) - 1,
             "shift": plan.shift,
@@ -199,6 +201,16 @@ def _segment_facts(plan: RenderPlan, facts: Json) -> Json:
     ]
     sampled = sum(segment.sampled for segment in plan.segments)
     return {"sampled_frames": sampled, "chaining": plan.chaining.name, "segments": told}
+
+
+def _window_facts(plan: RenderPlan) -> Json:
+    """Which frames of the video each forward saw, where it did not see all of them."""
+    if plan.windowing is None:
+        return {}
+    seen = [frames_of(window) for window in plan.windows]
+    told = [{"frames": [frames.start, min(frames.stop, plan.frames)]} for frames in seen]
+    overlap_frames = TEMPORAL_STRIDE * plan.windowing.overlap
+    return {"chaining": "windows", "windows": told, "overlap_frames": overlap_frames}
 
 
 def _ending_facts(plan: RenderPlan, roles: set[str]) -> Json:

@@ -11,7 +11,8 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from wan_pipelines.profile import LORA_FOLDER, Profile, checkpoint_folder, load_profile, load_served
+from wan_pipelines.preset import LORA_FOLDER
+from wan_pipelines.profile import Profile, checkpoint_folder, load_profile, load_served
 from wan_pipelines.weights.files import lora_candidates, weight_files
 from wan_server.settings import Settings, SettingsError
 

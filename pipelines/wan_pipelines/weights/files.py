@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from wan_pipelines.errors import CheckpointError
-from wan_pipelines.profile import LoraFile
+from wan_pipelines.preset import LoraFile
 from wan_pipelines.weights.kinds import some
 
 #: what `torch.save` writes

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from wan_pipelines.denoise import Experts
 from wan_pipelines.errors import CheckpointError
-from wan_pipelines.profile import LoraFile, Profile
+from wan_pipelines.preset import LoraFile
+from wan_pipelines.profile import Profile
 from wan_pipelines.weights.files import find_lora
 from wan_pipelines.weights.lora_file import Addition, Fit, Lora, fit, read_lora, some
 from wan_pipelines.weights.lora_hot import HotLora

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from wan_pipelines.errors import CheckpointError
-from wan_pipelines.profile import LORA_FOLDER, Profile
+from wan_pipelines.preset import LORA_FOLDER
+from wan_pipelines.profile import Profile
 
 Layout = Literal["diffusers", "original"]
 LAYOUTS: tuple[Layout, ...] = ("diffusers", "original")
