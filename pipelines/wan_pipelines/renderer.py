@@ -35,6 +35,7 @@ from wan_pipelines.refine import noised
 from wan_pipelines.resume import Bookmark
 from wan_pipelines.s2v.chain_render import ChainRender
 from wan_pipelines.s2v.clips import Chain, Clip
+from wan_pipelines.s2v.shown import ShownFrames
 from wan_pipelines.s2v.speech import FeatureCache, SpeechEncoder, hear
 from wan_pipelines.samplers import make_sampler
 from wan_pipelines.seams import Before, Seam, first_look, metadata_for, slides
@@ -160,7 +161,7 @@ class Renderer:
             start = noise if begun is None else noised(load_tensors(begun, self.device)["latents"], plan, noise)
             made = {"latents": self._sample(plan, start, conditions, mark, lambda done: on_step(done, plan.steps))}
         else:
-            made = self._sample_clips(plan, plan.clips, conditions, mark, on_step)
+            made = self._sample_clips(plan, self._chain(plan.clips, out), conditions, mark, on_step)
         save_tensors(out, made, metadata)
 
     @torch.inference_mode()
@@ -181,7 +182,7 @@ class Renderer:
         check_clip(plan, clip)
         metadata = metadata_for(plan, latents)
         self.place(plan, int(metadata["known"]))
-        frames = self._new_frames(plan, load_tensors(latents, torch.device("cpu")))
+        frames = self._new_frames(plan, latents)
         shown = (plan.width, plan.height, plan.shown_fps, plan.shown_frames)
         spec = Mp4Spec(*shown, sound=sound, watermark=plan.watermark, retiming=retiming(plan))
         with self._stage("decode"), Mp4Writer(out, spec) as writer:
@@ -211,13 +212,13 @@ class Renderer:
     def _sample_clips(
         self,
         plan: RenderPlan,
-        clips: Chain,
+        clips: ChainRender,
         conditions: Conditioning,
         mark: Bookmark,
         on_step: Callable[[int, int], None],
     ) -> dict[str, Tensor]:
         """The same of clips that follow each other; steps are counted over all of them."""
-        total = plan.steps * len(clips.clips)
+        total = plan.steps * len(clips.chain.clips)
 
         def sample(clip: Clip, told: Conditioning) -> Tensor:
             before = plan.steps * clip.number
@@ -228,18 +229,18 @@ class Renderer:
             done = sum(name.startswith("latents") for name in mark.held)
             on_step(plan.steps * done, total)
 
-        return self._chain(clips).denoise(conditions, mark.held, sample, beat)
+        return clips.denoise(conditions, mark.held, sample, beat)
 
-    def _chain(self, clips: Chain) -> ChainRender:
-        return ChainRender(clips, self.checkpoint.vae, self.device, self._stage)
+    def _chain(self, clips: Chain, latents: Path) -> ChainRender:
+        return ChainRender(clips, self.checkpoint.vae, self.device, self._stage, ShownFrames(latents))
 
-    def _new_frames(self, plan: RenderPlan, made: dict[str, Tensor]) -> Iterator[Tensor]:
+    def _new_frames(self, plan: RenderPlan, latents: Path) -> Iterator[Tensor]:
         """The sampled frames that are shown, [f, 3, visible height, visible width] in [0, 1]."""
         if plan.clips is not None:
-            chunks = self._chain(plan.clips).frames(made)
+            chunks = self._chain(plan.clips, latents).frames(load_tensors(latents, torch.device("cpu")))
         else:
             stop = plan.prefix_frames + plan.frames - plan.clip_frames
-            decoded = stream_decode(self.checkpoint.vae, made["latents"].to(self.device))
+            decoded = stream_decode(self.checkpoint.vae, load_tensors(latents, self.device)["latents"])
             chunks = frames_between(decoded, plan.prefix_frames, stop)
         for chunk in chunks:
             yield visible(chunk, plan)
