@@ -86,15 +86,20 @@ def make_audio(
     channels: int = 1,
     codec: str | None = None,
     cover: bool = False,
+    samples: np.ndarray | None = None,
+    begins_s: float = 0.0,
 ) -> Path:
-    """Writes a 440 Hz tone; `cover` adds a cover picture as music files carry it (mp3 only)."""
+    """Writes a 440 Hz tone, or `samples` [channels, n] at `rate`; `cover` adds a picture as music files have it (mp3).
+
+    `begins_s`: when the track begins, as its container tells it.
+    """
     with av.open(str(path), "w", format=format) as container:
         stream: Any = container.add_stream(codec or AUDIO_CODECS[format], rate=rate)
         stream.layout = "mono" if channels == 1 else "stereo"
         picture = _add_cover(container) if cover else None
         if picture is not None:
             container.mux(picture)
-        _encode_tone(container, stream, seconds, hertz=440.0)
+        _encode(container, stream, tone(seconds, rate, channels) if samples is None else samples, begins_s)
     return path
 
 
@@ -132,7 +137,7 @@ def make_clip(
             container.mux(video.encode(frame))
         container.mux(video.encode())
         if sound is not None:
-            _encode_tone(container, sound, seconds, hertz=440.0)
+            _encode(container, sound, tone(seconds, sound.rate, sound.codec_context.layout.nb_channels))
     return path
 
 
@@ -159,15 +164,14 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / max(error, 1e-12)))
 
 
-def _encode_tone(container, stream, seconds: float, hertz: float) -> None:
-    rate, channels = stream.rate, stream.codec_context.layout.nb_channels
-    samples = tone(seconds, rate, channels, hertz)
-    stereo = av.AudioResampler(format=stream.format.name, layout=stream.layout, rate=rate)
+def _encode(container, stream, samples: np.ndarray, begins_s: float = 0.0) -> None:
+    rate, first = stream.rate, round(begins_s * stream.rate)
+    resampler = av.AudioResampler(format=stream.format.name, layout=stream.layout, rate=rate)
     for start in range(0, samples.shape[1], 1024):
-        block = np.ascontiguousarray(samples[:, start : start + 1024])
+        block = np.ascontiguousarray(samples[:, start : start + 1024], np.float32)
         frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=stream.layout.name)
-        frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
-        for out in stereo.resample(frame):
+        frame.sample_rate, frame.pts, frame.time_base = rate, first + start, Fraction(1, rate)
+        for out in resampler.resample(frame):
             container.mux(stream.encode(out))
     container.mux(stream.encode())
 

@@ -14,7 +14,7 @@ import pytest
 from server_process import ROOT
 from tiny_checkpoint import CONFIGS
 from tinywan import lipsync
-from tinywan.lipsync import Act, Theatre, Troupe, correlation, envelope
+from tinywan.lipsync import Act, Theatre, Troupe, correlation
 from tinywan.recipe import load_recipe
 from tinywan.s2v_recipe import load_sister_recipe
 from wan_pipelines.s2v.speech import RATE
@@ -44,30 +44,27 @@ def speaking(troupe: Troupe, number: int, samples: np.ndarray, seconds: int) -> 
 
 
 def test_the_mouth_opens_to_the_bundled_speech(theatre, troupe):
-    act = speaking(troupe, 1, speech(), 5)
-    seen, loud = lipsync.opened(theatre, act), envelope(act.samples, 80)
-    assert correlation(seen, loud) > 0.7
-    assert abs(correlation(seen, loud[::-1])) < 0.5
-    assert abs(lipsync.lag(loud, seen, most=8)) <= 1
-    assert lipsync.held(theatre, act) > 18
+    played = theatre.play(speaking(troupe, 1, speech(), 5))
+    assert played.follows > 0.7
+    assert abs(correlation(played.opened, played.heard[::-1])) < 0.5
+    assert abs(lipsync.lag(played.heard, played.opened, most=8)) <= 1
+    assert played.held > 18
 
 
 def test_half_a_second_later_is_eight_frames_later(theatre, troupe):
-    (found,) = lipsync.delayed(theatre, [speaking(troupe, 2, speech()[: 3 * RATE], 3)])
+    (found,) = lipsync.delayed(theatre, [theatre.play(speaking(troupe, 2, speech()[: 3 * RATE], 3))])
     assert abs(found - 8) <= 1
 
 
 def test_the_mouth_rests_behind_the_end_of_the_sound(theatre, troupe):
-    act = speaking(troupe, 1, speech()[RATE : 5 * RATE // 2], 4)
-    seen, loud = lipsync.opened(theatre, act), envelope(act.samples, 64)
-    speaks = loud > 0.5 * loud.max()
-    assert seen[28:].mean() < 0.5 * seen[speaks].mean()
+    played = theatre.play(speaking(troupe, 1, speech()[RATE : 5 * RATE // 2], 4))
+    speaks = played.heard > 0.5 * played.heard.max()
+    assert played.opened[28:].mean() < 0.5 * played.opened[speaks].mean()
 
 
 @pytest.mark.slow
 def test_the_second_clip_of_a_chain_follows_as_well(theatre, troupe):
-    samples = np.tile(speech(), 2)
-    act = speaking(troupe, 4, samples, 9)
-    seen, loud = lipsync.opened(theatre, act), envelope(samples, 144)
-    assert correlation(seen[81:], loud[81:]) > 0.7
-    assert correlation(seen[:81], loud[:81]) > 0.7
+    played = theatre.play(speaking(troupe, 4, np.tile(speech(), 2), 9))
+    assert correlation(played.opened[81:], played.heard[81:]) > 0.7
+    assert correlation(played.opened[:81], played.heard[:81]) > 0.7
+    assert played.drift() < 0.05

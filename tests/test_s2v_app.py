@@ -160,18 +160,24 @@ def test_a_killed_worker_goes_on_in_the_second_clip_and_makes_the_same_file(serv
 
 def test_with_a_last_frame_the_video_ends_on_it_and_says_how(server, first_frame, tmp_path):
     last = make_image(tmp_path / "last.png", (640, 360), "PNG")
-    wish = request(first_frame, click_track(tmp_path / "clicks.wav", 2), 2)
+    clicks = click_track(tmp_path / "clicks.wav", 17)  # longer than any video
+    wish = request(first_frame, clicks, 2)
     wish["input"]["last_frame"] = str(last)
     task = ended(server, submit(server, wish))
-    facts = examine(video_of(task, tmp_path / "video.mp4"))
+    video = video_of(task, tmp_path / "video.mp4")
+    facts = examine(video)
     assert (facts.frames, facts.fps) == (2 * FPS, FPS)
+    sound, rate = read_audio(video)
+    assert abs(sound.shape[1] - 2 * rate) <= AAC_FRAME
+    assert abs(offset_s(clicks, video)) < 0.5 / FPS
     (meta,) = task["output"]["output_meta"]["outputs"]
     extra = meta["extra"]
     assert (extra["model"], extra["task_type"]) == (MODEL, "first+last frame")
     told = extra["last_frame"]
     assert (told["steered_frames"], told["still_frames"]) == ([17, 32], [29, 32])
     assert "does not know last frames" in told["how"]
-    assert not [note for note in extra["not_honoured"] if "last_frame" in note or "driving_audio" in note]
+    assert not [note for note in extra["not_honoured"] if "last_frame" in note]
+    assert "input.driving_audio: has 17.0 s; it was cut to the 2 s of the video" in extra["not_honoured"]
     assert [given["extra"]["role"] for given in task["output"]["output_meta"]["inputs"]] == [
         "first_frame",
         "last_frame",

@@ -72,7 +72,8 @@ def pair(tiny, media, tmp_path_factory) -> Pair:
         renderer.denoise(plan, folder / f"{name}.c", folder / name, nothing)
     told, ended, free = (load_file(folder / name) for name in ("ended.c", "ended", "free"))
     with torch.inference_mode():
-        frames = [torch.cat(list(renderer._chain(chain_of(plan)).frames(made))) for made in (ended, free)]
+        chains = [renderer._chain(chain_of(plan), folder / name) for name in ("ended", "free")]
+        frames = [torch.cat(list(chain.frames(made))) for chain, made in zip(chains, (ended, free), strict=True)]
     return Pair(renderer, plan, folder, told, ended, free, *frames)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
+from diffusers.models.transformers.transformer_wan import WanAttention
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Wav2Vec2Model
@@ -157,6 +159,18 @@ def test_blocks_that_stream_give_the_same(tiny):
         assert torch.equal(answer(model), expected)
     finally:
         streamer.stop()
+
+
+def test_another_attention_kernel_reaches_every_attention(tiny):
+    """As diffusers switches it; the injectors lie outside the blocks and take part."""
+    model = transformer_of(tiny(S2V))
+    expected = answer(model)
+    with attention_backend("native"):  # puts back what the model switches for all others too
+        model.set_attention_backend("_native_math")
+        layers: list[Any] = [module for module in model.modules() if isinstance(module, WanAttention)]
+        assert len(layers) == 2 * len(model.blocks) + len(model.audio_injector.injector)
+        assert {layer.processor._attention_backend for layer in layers} == {AttentionBackendName._NATIVE_MATH}
+        assert (answer(model) - expected).abs().max() < 1e-5
 
 
 def test_blocks_in_fp8(tiny):

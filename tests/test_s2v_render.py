@@ -31,6 +31,7 @@ from wan_pipelines.s2v.chain_render import ChainRender
 from wan_pipelines.s2v.clips import ChainSpec
 from wan_pipelines.s2v.speech import RATE, SpeechEncoder, hear
 from wan_pipelines.samplers import make_sampler
+from wan_pipelines.tensorfile import save_tensors
 
 pytest_plugins = ("pipeline_fixtures",)
 CPU = torch.device("cpu")
@@ -209,7 +210,23 @@ def test_nothing_is_left_when_it_stops(made, media, tmp_path):
         made.renderer.encode(made.plan, media, tmp_path / "c", stop_at(2))
     with pytest.raises(StopError):
         made.renderer.decode(made.plan, _latents(made, tmp_path), tmp_path / "v.mp4", None, stop_at(8))
-    assert [path.name for path in tmp_path.iterdir()] == ["l"]
+    assert {path.name for path in tmp_path.iterdir()} == {"l", "l-shown-0.safetensors"}
+
+
+def test_what_was_decoded_for_the_next_clip_is_not_decoded_again(made, media, tmp_path):
+    """The same file, whether the frames of the first clip are there, gone, or those of other latents."""
+    latents, videos, decoded = _latents(made, tmp_path), [], []
+    kept = tmp_path / "l-shown-0.safetensors"
+    other = torch.zeros(17, 3, 64, 64, dtype=torch.uint8)
+    count = made.renderer.checkpoint.vae.decoder.register_forward_hook(lambda *_: decoded.append(len(videos)))
+    for change in (nothing, kept.unlink, lambda: save_tensors(kept, {"frames": other}, {})):
+        change()
+        made.renderer.decode(made.plan, latents, tmp_path / "v.mp4", media.driving_audio, nothing)
+        videos.append((tmp_path / "v.mp4").read_bytes())
+    count.remove()
+    assert videos[0] == videos[1] == videos[2]
+    # latent frames: three of motion and four of the second clip; the picture and five of the first
+    assert [decoded.count(number) for number in range(3)] == [3 + 4, 3 + 4 + 1 + 5, 3 + 4 + 1 + 5]
 
 
 def test_sound_is_needed(made, media, tmp_path):

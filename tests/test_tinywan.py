@@ -83,13 +83,13 @@ def test_training_and_held_out_photographs_are_apart():
 
 def test_every_step_belongs_to_a_stretch():
     denoiser = RECIPE.denoiser
-    numbers = [denoiser.stretch(step) for step in range(denoiser.steps)]
+    numbers = [denoiser.part(step) for step in range(denoiser.steps)]
     assert numbers == sorted(numbers)
     assert set(numbers) == set(range(len(denoiser.stretches)))
     pools = [pool for one in denoiser.stretches for pool in one.pools]
     assert all(pool.frames % 4 == 1 and pool.width % 16 == 0 and pool.clips % pool.group == 0 for pool in pools)
     with pytest.raises(ValueError, match="ends"):
-        denoiser.stretch(denoiser.steps)
+        denoiser.part(denoiser.steps)
 
 
 @pytest.mark.parametrize("move", [move for move in MOVES if move != "static"])

@@ -12,7 +12,7 @@ import torch
 from make_face_sample import speaker
 from test_s2v_speech import write_wave
 from tiny_checkpoint import CONFIGS, S2V
-from tinywan.lipsync import correlation, envelope, lag
+from tinywan.lipsync import Act, Played, correlation, envelope, lag, strangers
 from tinywan.recipe import load_recipe
 from tinywan.s2v_recipe import Takes, load_sister_recipe
 from tinywan.speakers import Speaker, cast
@@ -41,6 +41,17 @@ def test_the_recipe_is_what_the_profile_says():
     assert profile.text_len == SCENES.text.length
     most = ChainSpec(clip_frames=shape.clip_frames).most(0) // 4
     assert max(takes.latents for takes in shape.takes) == max(lesson.latents for lesson in shape.lessons) == most
+
+
+@pytest.mark.parametrize("course", [SCENES.denoiser, SISTER.talking], ids=["tiny", "tiny-s2v"])
+def test_every_step_has_its_part_and_cycles_end_with_the_last(course):
+    begins = [course.begin(number) for number in range(len(course.parts))]
+    assert [course.part(step) for step in begins] == list(range(len(course.parts)))
+    assert course.part(course.steps - 1) == len(course.parts) - 1
+    with pytest.raises(ValueError, match="ends 3 steps before"):
+        course.part(course.steps + 3)
+    with pytest.raises(ValueError, match=f"cycles: must add up to the steps of all parts, {course.steps}"):
+        replace(course, cycles=(*course.cycles, 1))
 
 
 def test_what_is_drawn_depends_on_the_number_alone():
@@ -95,6 +106,29 @@ def test_lags_and_envelopes():
     assert lag(wave, np.roll(wave, 8), 16) == 8
     assert lag(np.roll(wave, 3), wave, 16) == -3
     assert correlation(wave, np.zeros(60)) == 0
+
+
+def test_what_is_said_of_a_played_act():
+    """Frames as they should be, a little redder in their third second."""
+    speakers = [drawn_speaker("shape", seed) for seed in range(2)]
+    samples = [draw_sound(SISTER.voice, Random(seed), 3.0) for seed in range(2)]
+    played = []
+    for someone, sound in zip(speakers, samples, strict=True):
+        frames = someone.draw(torch.from_numpy(openings(sound, np.arange(48) / FPS, SISTER.voice)))
+        frames[0, 32:] += 0.04
+        played.append(Played(Act(someone, sound, 3), frames))
+    assert min(one.follows for one in played) > 0.8
+    assert max(strangers(played, 0.8)) < 0.5
+    for one in played:
+        assert one.drift(1) == pytest.approx(0.02, abs=1e-3)
+        assert 42 < one.held < 44  # 43.5 for a third of one of three channels; soft edges move a little
+
+
+@pytest.mark.parametrize(("plain", "kind"), [(1.0, "one colour"), (0.0, "a picture")])
+def test_kinds_of_speakers(plain, kind):
+    numbers = replace(SISTER.cast, plain=plain, kinds={"shape": 1.0})
+    assert cast(numbers, DRAWN, [], Random(1), SIZE).kind == f"shape before {kind}"
+    assert [drawn_speaker(name).kind for name in ("face", "still")] == ["face", "still"]
 
 
 @pytest.fixture

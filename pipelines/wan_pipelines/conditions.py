@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -45,6 +45,20 @@ Encode = Callable[[Tensor, Tensor | None, int], Tensor]
 
 #: the cross attention with CLIP states counts the text from its end, by this number (diffusers, WanAttnProcessor)
 TEXT_BESIDE_CLIP = 512
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeReport:
+    """What became of the texts; goes into output_meta."""
+
+    prompt_tokens: int
+    #: tokens at the end of the prompt that the model does not see
+    prompt_tokens_dropped: int
+    negative_tokens_dropped: int
+    #: False when no expert is guided: the negative prompt has no effect
+    negative_used: bool
+    #: how the weights are kept for this plan, as `Placement.to_json` says it
+    placement: dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)

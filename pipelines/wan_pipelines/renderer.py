@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from wan_pipelines.blending import Blend, draw_noise
 from wan_pipelines.clip_frames import clip_frames, retiming
 from wan_pipelines.colour import slid
 from wan_pipelines.conditioning import Conditioning
-from wan_pipelines.conditions import Known, Media, Texts, check_clip, read_known, read_last, show, tell
+from wan_pipelines.conditions import EncodeReport, Known, Media, Texts, check_clip, read_known, read_last, show, tell
 from wan_pipelines.denoise import Guidance, denoise
 from wan_pipelines.errors import RenderError
 from wan_pipelines.framing import frames_between, visible
@@ -36,26 +35,13 @@ from wan_pipelines.refine import noised
 from wan_pipelines.resume import Bookmark
 from wan_pipelines.s2v.chain_render import ChainRender
 from wan_pipelines.s2v.clips import Chain, Clip
+from wan_pipelines.s2v.shown import ShownFrames
 from wan_pipelines.s2v.speech import FeatureCache, SpeechEncoder, hear
 from wan_pipelines.samplers import make_sampler
 from wan_pipelines.seams import Before, Seam, first_look, metadata_for, slides
 from wan_pipelines.tensorfile import load_tensors, save_tensors
 from wan_pipelines.text import TextStates, encode_text
 from wan_pipelines.vae import stream_decode
-
-
-@dataclass(frozen=True, slots=True)
-class EncodeReport:
-    """What became of the texts; goes into output_meta."""
-
-    prompt_tokens: int
-    #: tokens at the end of the prompt that the model does not see
-    prompt_tokens_dropped: int
-    negative_tokens_dropped: int
-    #: False when no expert is guided: the negative prompt has no effect
-    negative_used: bool
-    #: how the weights are kept for this plan, as `Placement.to_json` says it
-    placement: dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +147,7 @@ class Renderer:
             total = plan.steps * len(plan.windows)
             made = {"latents": self._sample(plan, start, conditions, mark, lambda done: on_step(done, total))}
         else:
-            made = self._sample_clips(plan, plan.clips, conditions, mark, on_step)
+            made = self._sample_clips(plan, self._chain(plan.clips, out), conditions, mark, on_step)
         save_tensors(out, made, metadata)
 
     @torch.inference_mode()
@@ -182,7 +168,7 @@ class Renderer:
         check_clip(plan, clip)
         metadata = metadata_for(plan, latents)
         self.place(plan, int(metadata["known"]))
-        frames = self._new_frames(plan, load_tensors(latents, torch.device("cpu")))
+        frames = self._new_frames(plan, latents)
         shown = (plan.width, plan.height, plan.shown_fps, plan.shown_frames)
         spec = Mp4Spec(*shown, sound=sound, watermark=plan.watermark, retiming=retiming(plan))
         with self._stage("decode"), Mp4Writer(out, spec) as writer:
@@ -213,13 +199,13 @@ class Renderer:
     def _sample_clips(
         self,
         plan: RenderPlan,
-        clips: Chain,
+        clips: ChainRender,
         conditions: Conditioning,
         mark: Bookmark,
         on_step: Callable[[int, int], None],
     ) -> dict[str, Tensor]:
         """The same of clips that follow each other; steps are counted over all of them."""
-        total = plan.steps * len(clips.clips)
+        total = plan.steps * len(clips.chain.clips)
 
         def sample(clip: Clip, told: Conditioning) -> Tensor:
             before = plan.steps * clip.number
@@ -230,18 +216,18 @@ class Renderer:
             done = sum(name.startswith("latents") for name in mark.held)
             on_step(plan.steps * done, total)
 
-        return self._chain(clips).denoise(conditions, mark.held, sample, beat)
+        return clips.denoise(conditions, mark.held, sample, beat)
 
-    def _chain(self, clips: Chain) -> ChainRender:
-        return ChainRender(clips, self.checkpoint.vae, self.device, self._stage)
+    def _chain(self, clips: Chain, latents: Path) -> ChainRender:
+        return ChainRender(clips, self.checkpoint.vae, self.device, self._stage, ShownFrames(latents))
 
-    def _new_frames(self, plan: RenderPlan, made: dict[str, Tensor]) -> Iterator[Tensor]:
+    def _new_frames(self, plan: RenderPlan, latents: Path) -> Iterator[Tensor]:
         """The sampled frames that are shown, [f, 3, visible height, visible width] in [0, 1]."""
         if plan.clips is not None:
-            chunks = self._chain(plan.clips).frames(made)
+            chunks = self._chain(plan.clips, latents).frames(load_tensors(latents, torch.device("cpu")))
         else:
             stop = plan.prefix_frames + plan.frames - plan.clip_frames
-            decoded = stream_decode(self.checkpoint.vae, made["latents"].to(self.device))
+            decoded = stream_decode(self.checkpoint.vae, load_tensors(latents, self.device)["latents"])
             chunks = frames_between(decoded, plan.prefix_frames, stop)
         for chunk in chunks:
             yield visible(chunk, plan)

@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wan_pipelines.errors import RenderError
 from wan_pipelines.samplers import Sampler
-from wan_pipelines.tensorfile import load_tensors, read_metadata, save_tensors
+from wan_pipelines.tensorfile import matching_tensors, save_tensors
 
 _STATE = "sampler."
 _HELD = "held."
@@ -28,7 +27,7 @@ class Bookmark:
         self._metadata = metadata
         self._every_s = every_s
         self._saved_at = time.monotonic()
-        self._found = _read(path, metadata)
+        self._found = matching_tensors(path, metadata) if path else {}
         self.held = {name.removeprefix(_HELD): x for name, x in self._found.items() if name.startswith(_HELD)}
 
     def take_up(self, sampler: Sampler, device: torch.device) -> Tensor | None:
@@ -50,13 +49,3 @@ class Bookmark:
         held = {_HELD + name: tensor for name, tensor in self.held.items()}
         save_tensors(self._path, {"latents": latents, **state, **held}, self._metadata)
         self._saved_at = time.monotonic()
-
-
-def _read(path: Path | None, metadata: dict[str, str]) -> dict[str, Tensor]:
-    """The tensors of a file that belongs to this work; none otherwise."""
-    if path is None or not path.is_file():
-        return {}
-    try:
-        return load_tensors(path, torch.device("cpu")) if read_metadata(path) == metadata else {}
-    except RenderError:
-        return {}

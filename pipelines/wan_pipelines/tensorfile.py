@@ -42,3 +42,13 @@ def load_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise RenderError(f"{path.name}: {error}") from error
+
+
+def matching_tensors(path: Path, metadata: dict[str, str]) -> dict[str, Tensor]:
+    """The tensors of a file with exactly this metadata, on the CPU; none where it is missing, broken or another's."""
+    if not path.is_file():
+        return {}
+    try:
+        return load_tensors(path, torch.device("cpu")) if read_metadata(path) == metadata else {}
+    except RenderError:
+        return {}

@@ -69,7 +69,7 @@ def train_denoiser(
     silence = encode_text(parts.tokenizer, parts.encoder, "", recipe.text.length).states.detach()
 
     def loss_of(step: int) -> dict[str, Tensor]:
-        number, rng = shape.stretch(step), recipe.rng("denoiser", step)
+        number, rng = shape.part(step), recipe.rng("denoiser", step)
         stretch = shape.stretches[number]
         if stretch.renewed and step == shape.begin(number):
             torch.manual_seed(rng.getrandbits(62))

@@ -6,7 +6,6 @@ import tempfile
 import wave
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 
 import av
 import numpy as np
@@ -22,8 +21,10 @@ from tinywan.voices import draw_sound
 from wan_pipelines.plan import PlanRequest, RenderPlan, make_plan
 from wan_pipelines.profile import checkpoint_folder, load_profile
 from wan_pipelines.renderer import Media, Renderer
+from wan_pipelines.s2v.clips import ChainSpec
 from wan_pipelines.s2v.speech import RATE
 
+FPS = ChainSpec().fps
 #: sample sizes that are looked at, width and height
 SIZES = ((64, 64), (128, 64))
 
@@ -41,6 +42,48 @@ class Act:
 
 
 @dataclass(frozen=True, slots=True)
+class Played:
+    """What became of an act."""
+
+    act: Act
+    #: [3, T, H, W] in [-1, 1], read from the MP4
+    frames: Tensor
+
+    @property
+    def opened(self) -> np.ndarray:
+        """How far the speaker is seen open in each frame, [T] in [0, 1]."""
+        return self.act.speaker.measure(self.frames).numpy()
+
+    @property
+    def heard(self) -> np.ndarray:
+        """How loud it is around each frame, [T]."""
+        return envelope(self.act.samples, self.frames.shape[1])
+
+    @property
+    def follows(self) -> float:
+        """Pearson's r of the two."""
+        return correlation(self.opened, self.heard)
+
+    @property
+    def held(self) -> float:
+        """PSNR in dB of everything that the sound does not move, over all frames, against the picture."""
+        error = ((self.frames - self._still()) / 2)[:, :, ~self.act.speaker.moving()]
+        return float(-10 * torch.log10(error.square().mean()))
+
+    def drift(self, seconds: int = 5) -> float:
+        """How far the mean colour of what does not move leaves that of the first `seconds`, as a share of the range.
+
+        The channel, and the later stretch of as many seconds, in which it is farthest away.
+        """
+        still = self.frames[:, :, ~self.act.speaker.moving()].mean(dim=2)  # [3, T]
+        first, *later = (stretch.mean(dim=1) for stretch in still.split(seconds * FPS, dim=1))
+        return max(float((colour - first).abs().max()) / 2 for colour in later)
+
+    def _still(self) -> Tensor:
+        return self.act.speaker.draw(torch.zeros(1))
+
+
+@dataclass(frozen=True, slots=True)
 class Theatre:
     """The loaded sister, at its own size."""
 
@@ -51,8 +94,8 @@ class Theatre:
         profile = load_profile(name, config_dir)
         return cls(Renderer.load(profile, checkpoint_folder(profile, config_dir, config_dir), "cpu"))
 
-    def play(self, act: Act) -> Tensor:
-        """The video [3, T, H, W] in [-1, 1], read from its MP4."""
+    def play(self, act: Act) -> Played:
+        """From the picture and the sound to a finished MP4."""
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             media = Media(folder / "first.png", driving_audio=write_sound(folder / "sound.wav", act.samples))
@@ -61,7 +104,7 @@ class Theatre:
             self.renderer.encode(plan, media, folder / "conditions", lambda: None)
             self.renderer.denoise(plan, folder / "conditions", folder / "latents", lambda step, steps: None)
             self.renderer.decode(plan, folder / "latents", folder / "v.mp4", media.driving_audio, lambda done, of: None)
-            return read_frames(folder / "v.mp4")
+            return Played(act, read_frames(folder / "v.mp4"))
 
     def plan(self, act: Act) -> RenderPlan:
         """The plan of an act, with the size of the speaker's canvas as the size of the output."""
@@ -91,7 +134,7 @@ class Troupe:
         return Act(speaker, samples, seconds, phrases[number % len(phrases)], seed=number)
 
 
-def envelope(samples: np.ndarray, frames: int, fps: int = 16) -> np.ndarray:
+def envelope(samples: np.ndarray, frames: int, fps: int = FPS) -> np.ndarray:
     """Loudness around each frame, [frames]: root mean square from half a frame before to half a frame behind it."""
     half = RATE // fps // 2
     padded = np.pad(samples.astype(np.float64), (half, frames * 2 * half))
@@ -117,40 +160,22 @@ def lag(one: np.ndarray, other: np.ndarray, most: int) -> int:
     return max(range(-most, most + 1), key=fit)
 
 
-def opened(theatre: Theatre, act: Act) -> np.ndarray:
-    """How far the speaker is seen open in each frame of the video."""
-    return act.speaker.measure(theatre.play(act)).numpy()
+def strangers(played: list[Played], quiet_s: float) -> list[float]:
+    """For each act r with the sound of the next one. The first `quiet_s` do not count: every sound begins in silence,
+    which makes any two of them alike."""
+    since = round(quiet_s * FPS)
+    others = played[1:] + played[:1]
+    return [correlation(one.opened[since:], other.heard[since:]) for one, other in zip(played, others, strict=True)]
 
 
-def follows(theatre: Theatre, acts: list[Act]) -> tuple[list[float], list[float]]:
-    """For each act r with the sound that it heard, and with that of the next act."""
-    seen = [opened(theatre, act) for act in acts]
-    heard = [envelope(act.samples, len(curve)) for act, curve in zip(acts, seen, strict=True)]
-    others = heard[1:] + heard[:1]
-    own = [correlation(*pair) for pair in zip(seen, heard, strict=True)]
-    return own, [correlation(*pair) for pair in zip(seen, others, strict=True)]
-
-
-def delayed(theatre: Theatre, acts: list[Act], seconds: float = 0.5) -> list[int]:
+def delayed(theatre: Theatre, played: list[Played], seconds: float = 0.5) -> list[int]:
     """By how many frames each act moves later when its sound does."""
     found = []
-    for act in acts:
-        silence = np.zeros(round(seconds * RATE), np.float32)
+    for early in played:
+        act, silence = early.act, np.zeros(round(seconds * RATE), np.float32)
         later = replace(act, samples=np.concatenate([silence, act.samples])[: len(act.samples)])
-        found.append(lag(opened(theatre, act), opened(theatre, later), most=16))
+        found.append(lag(early.opened, theatre.play(later).opened, most=16))
     return found
-
-
-def held(theatre: Theatre, act: Act) -> float:
-    """PSNR in dB of everything that the sound does not move, over all frames, against the picture."""
-    frames, still = theatre.play(act), act.speaker.draw(torch.zeros(1))
-    error = ((frames - still) / 2)[:, :, ~act.speaker.moving()]
-    return float(-10 * torch.log10(error.square().mean()))
-
-
-def middle(values: list[float]) -> str:
-    """Median, and the range."""
-    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def write_sound(path: Path, samples: np.ndarray) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 from random import Random
+from typing import Protocol, Self
 
 from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
@@ -128,9 +129,16 @@ class Stretch:
     renewed: int = 0
 
 
+class Part(Protocol):
+    """A stretch of a schedule."""
+
+    @property
+    def steps(self) -> int: ...
+
+
 @dataclass(frozen=True, config=STRICT)
-class Denoiser:
-    """Shape and schedule of the transformer."""
+class Course:
+    """Shape of a transformer, and a schedule of parts in which it sees different clips."""
 
     heads: int
     head_dim: int
@@ -142,8 +150,6 @@ class Denoiser:
     sample_shift: float
     #: share of empty prompts
     no_caption: float
-    #: captions that a clip is trained with
-    captions: int
     ema: float
     learning_rate: float
     final_learning_rate: float
@@ -152,47 +158,74 @@ class Denoiser:
     hold: float
     #: steps from one fall of the learning rate to the next
     cycles: tuple[int, ...]
-    stretches: tuple[Stretch, ...]
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """In the order of training."""
+        raise NotImplementedError
 
     @property
     def steps(self) -> int:
-        return sum(one.steps for one in self.stretches)
+        return sum(part.steps for part in self.parts)
 
     @model_validator(mode="after")
-    def _check_together(self) -> Denoiser:
+    def _check_cycles(self) -> Self:
         if sum(self.cycles) != self.steps:
-            raise ValueError(f"cycles: must add up to the steps of the stretches, {self.steps}")
+            raise ValueError(f"cycles: must add up to the steps of all parts, {self.steps}")
+        return self
+
+    def part(self, step: int) -> int:
+        """Number of the part that a step belongs to. Raises ValueError after the last."""
+        for number, part in enumerate(self.parts):
+            if step < part.steps:
+                return number
+            step -= part.steps
+        raise ValueError(f"the schedule ends {step} steps before")
+
+    def begin(self, number: int) -> int:
+        """The first step of a part."""
+        return sum(part.steps for part in self.parts[:number])
+
+
+@dataclass(frozen=True, config=STRICT)
+class Denoiser(Course):
+    """Shape and schedule of the transformer."""
+
+    #: captions that a clip is trained with
+    captions: int
+    stretches: tuple[Stretch, ...]
+
+    @property
+    def parts(self) -> tuple[Stretch, ...]:
+        return self.stretches
+
+    @model_validator(mode="after")
+    def _check_pools(self) -> Self:
         if not self.stretches or not self.stretches[0].pools:
             raise ValueError("stretches: the first one needs pools")
         return self
 
-    def stretch(self, step: int) -> int:
-        """Number of the stretch that a step belongs to. Raises ValueError after the last."""
-        for number, one in enumerate(self.stretches):
-            if step < one.steps:
-                return number
-            step -= one.steps
-        raise ValueError(f"the schedule ends {step} steps before")
 
-    def begin(self, number: int) -> int:
-        """The first step of a stretch."""
-        return sum(one.steps for one in self.stretches[:number])
+@dataclass(frozen=True, config=STRICT)
+class Seeded:
+    """A recipe whose random numbers all come from one seed."""
+
+    seed: int
+
+    def rng(self, *where: object) -> Random:
+        """The random numbers of one place in the training, for example ("vae", step)."""
+        return Random(f"{self.seed} {' '.join(map(str, where))}")
 
 
 @dataclass(frozen=True, config=STRICT)
-class Recipe:
+class Recipe(Seeded):
     """One trained checkpoint."""
 
-    seed: int
     data: Data
     vae: Vae
     text: Text
     denoiser: Denoiser
     photos: tuple[Package, ...]
-
-    def rng(self, *where: object) -> Random:
-        """The random numbers of one place in the training, for example ("vae", step)."""
-        return Random(f"{self.seed} {' '.join(map(str, where))}")
 
 
 def load_recipe(path: Path) -> Recipe:

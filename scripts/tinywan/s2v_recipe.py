@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from random import Random
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
 
-from tinywan.recipe import STRICT
+from tinywan.recipe import STRICT, Course, Seeded
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -104,13 +103,9 @@ class Lesson:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Talking:
+class Talking(Course):
     """Shape and schedule of the transformer."""
 
-    heads: int
-    head_dim: int
-    ffn: int
-    layers: int
     audio_tokens: int
     inject: tuple[int, ...]
     #: latent frames of each coarseness, from the newest on
@@ -118,66 +113,37 @@ class Talking:
     #: pixel frames before a clip, and those that a clip samples at most, as in the profile
     motion_frames: int
     clip_frames: int
-    #: of the noise levels in training
-    shift: float
-    #: of those in sampling, as in the profile
-    sample_shift: float
     #: share of clips that hear nothing and rest
     unheard: float
     #: share of sounds that end within the clip
     ends: float
-    #: share of clips without words
-    no_caption: float
     phrases: tuple[str, ...]
     #: how much more the places count that the sound moves
     emphasis: float
     #: most noise on the motion latents
     motion_noise: float
-    ema: float
-    learning_rate: float
-    final_learning_rate: float
-    warmup: int
-    #: share of the steps of a cycle at the full learning rate
-    hold: float
-    #: steps from one fall of the learning rate to the next
-    cycles: tuple[int, ...]
     lessons: tuple[Lesson, ...]
     takes: tuple[Takes, ...]
 
     @property
-    def steps(self) -> int:
-        return sum(lesson.steps for lesson in self.lessons)
+    def parts(self) -> tuple[Lesson, ...]:
+        return self.lessons
 
     @model_validator(mode="after")
-    def _check_together(self) -> Talking:
-        if sum(self.cycles) != self.steps:
-            raise ValueError(f"cycles: must add up to the steps of the lessons, {self.steps}")
+    def _check_buckets(self) -> Self:
         if self.motion_frames != 4 * sum(self.motion_buckets) - 3:
             raise ValueError(f"motion_frames: must fill the buckets, {4 * sum(self.motion_buckets) - 3} frames")
         return self
 
-    def lesson(self, step: int) -> Lesson:
-        """The lesson that a step belongs to."""
-        for lesson in self.lessons:
-            if step < lesson.steps:
-                return lesson
-            step -= lesson.steps
-        raise ValueError(f"the schedule ends {step} steps before")
-
 
 @dataclass(frozen=True, config=STRICT)
-class SisterRecipe:
+class SisterRecipe(Seeded):
     """The trained sister."""
 
-    seed: int
     voice: Voice
     cast: Cast
     listening: Listening
     talking: Talking
-
-    def rng(self, *where: object) -> Random:
-        """The random numbers of one place in the training."""
-        return Random(f"{self.seed} {' '.join(map(str, where))}")
 
 
 def load_sister_recipe(path: Path) -> SisterRecipe:

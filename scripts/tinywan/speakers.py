@@ -60,6 +60,16 @@ class Speaker:
     canvas: Tensor
     who: Face | Sprite | None
 
+    @property
+    def kind(self) -> str:
+        """In words: what follows the sound, and for a shape, what it is seen against."""
+        if self.who is None:
+            return "still"
+        if isinstance(self.who, Face):
+            return "face"
+        is_plain = bool((self.canvas == self.canvas[:, :1, :1]).all())
+        return f"shape before {'one colour' if is_plain else 'a picture'}"
+
     def draw(self, openings: Tensor) -> Tensor:
         """Frames [3, T, H, W] of openings [T] in [0, 1]."""
         frames = self.canvas[:, None].expand(-1, len(openings), -1, -1)

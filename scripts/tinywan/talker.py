@@ -111,7 +111,7 @@ def train_talker(stage: Set, state: Path, deadline: float) -> tuple[WanS2VTransf
     takes = [film_takes(stage, number, state.parent / "banks") for number in range(len(shape.takes))]
 
     def loss_of(step: int) -> dict[str, Tensor]:
-        rng, lesson = stage.recipe.rng("talker", step), shape.lesson(step)
+        rng, lesson = stage.recipe.rng("talker", step), shape.lessons[shape.part(step)]
         number = rng.choices(range(len(takes)), [one.share for one in shape.takes])[0]
         clips, one = takes[number], shape.takes[number]
         frames = min(lesson.latents, clips.latents.shape[2])

@@ -2,7 +2,7 @@
 
 Source: Wan-Video/Wan2.2 42bf4cf, wan/speech2video.py (WanS2V.generate): the decoded end of a clip is encoded again as
 the motion latents of the next. Latents of all clips wait on the CPU, 40 MB for 5 s of 720P; pixels are made a clip at a
-time, once for that end and once for the video, so nothing on the device grows with the duration.
+time, so nothing on the device grows with the duration. What is decoded for that end is kept for the video (`shown.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from wan_pipelines.framing import frames_between
 from wan_pipelines.peaks import Stage
 from wan_pipelines.profile import TEMPORAL_STRIDE
 from wan_pipelines.s2v.clips import Chain, Clip
+from wan_pipelines.s2v.shown import ShownFrames, from_bytes, in_bytes
 from wan_pipelines.vae import encode_frames, stream_decode
 
 #: latents [1, z, 1, h, w] of the picture that every clip shows, among those of the clips
@@ -38,6 +39,8 @@ class ChainRender:
     device: torch.device
     #: inside, what computes in a stage is on the device
     stage: Callable[[Stage], AbstractContextManager[None]]
+    #: where frames are kept on the way; with it all frames are rounded to 8 bits
+    shown: ShownFrames | None = None
 
     def denoise(
         self, conditions: Conditioning, held: dict[str, Tensor], sample: Sample, beat: Callable[[], None]
@@ -64,7 +67,12 @@ class ChainRender:
     def frames(self, made: Mapping[str, Tensor]) -> Iterator[Tensor]:
         """The frames of the video, as [f, 3, H, W] in [0, 1] on the device; a chunk may be empty."""
         for clip in self.chain.clips:
-            yield from self._decoded(clip, made, clip.shown)
+            kept = self.shown.get(clip.number, self._decoder_input(clip, made)) if self.shown else None
+            if kept is not None:
+                yield from (from_bytes(chunk.to(self.device)) for chunk in kept.split(TEMPORAL_STRIDE))
+                continue
+            for chunk in self._decoded(clip, made):
+                yield from_bytes(in_bytes(chunk)) if self.shown else chunk
 
     def _steered(self, clip: Clip, told: Conditioning) -> Conditioning:
         """With the noise levels down to which the last clip is steered, where the video has to end on a picture."""
@@ -73,12 +81,17 @@ class ChainRender:
         levels = torch.tensor(self.chain.free_below, dtype=torch.float32, device=self.device)
         return replace(told, free_below=levels)
 
-    def _decoded(self, clip: Clip, made: Mapping[str, Tensor], part: slice) -> Iterator[Tensor]:
-        """Some of the frames that a clip samples, decoded behind what it was told of; what follows is not computed."""
+    def _decoder_input(self, clip: Clip, made: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Latents of what a clip was told of, and its own."""
         before = made[motion_name(clip.number) if self._is_moved(clip) else REFERENCE]
-        latents = torch.cat([before, made[latents_name(clip.number)]], dim=2).to(self.device)
+        return before, made[latents_name(clip.number)]
+
+    def _decoded(self, clip: Clip, made: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        """The frames that a clip shows, decoded behind what it was told of; what follows is not computed."""
+        before, own = self._decoder_input(clip, made)
+        latents = torch.cat([before, own], dim=2).to(self.device)
         skipped = 1 + TEMPORAL_STRIDE * (before.shape[2] - 1)
-        return frames_between(stream_decode(self.vae, latents), skipped + part.start, skipped + part.stop)
+        return frames_between(stream_decode(self.vae, latents), skipped + clip.shown.start, skipped + clip.shown.stop)
 
     def _motion(self, clip: Clip, made: Mapping[str, Tensor], beat: Callable[[], None]) -> Tensor:
         """Latents [1, z, M, h, w] of the frames before a clip, decoded from the clip before it."""
@@ -102,11 +115,17 @@ class ChainRender:
         last = self.chain.clips[clip.number - 1]
         if grey or known.start < last.start:
             raise RenderError(f"clip {clip.number} is told of more frames than the clip before it has")
-        pieces = []
+        pieces, kept, early = [], [], known.start - last.start
         with self.stage("decode"):
-            for chunk in self._decoded(last, made, slice(known.start - last.begins, known.stop - last.begins)):
+            for chunk in self._decoded(last, made):
                 beat()
-                pieces.append(chunk.cpu())
+                if self.shown:
+                    kept.append(in_bytes(chunk).cpu())
+                if early < len(chunk):
+                    pieces.append(chunk[max(0, early) :].cpu())
+                early -= len(chunk)
+        if self.shown:
+            self.shown.put(last.number, self._decoder_input(last, made), kept)
         return torch.cat(pieces).transpose(0, 1) * 2 - 1
 
     def _is_moved(self, clip: Clip) -> bool:
