@@ -38,6 +38,7 @@ TORCH_FREE = {
         "peaks",
         "footprint",
         "activations",
+        "effort",
         "vae_layers",
         "vae_memory",
         "weights.files",
