@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from front_end import APP, REMOTE, FrontEnd, front_end
-from wan_server.apps import WAN_I2V
+from wan_pipelines.profile import find_config_dir, load_served
+from wan_server.apps import WAN_I2V, model_dto
 from wan_server.schema import input_schema
 
 
@@ -52,6 +53,29 @@ def test_the_app_says_what_its_models_can_and_cannot_do(tmp_path: Path):
     assert able["last_frame+first_clip"]["models"] == {"wan2.2-i2v-a14b:fast": 15}
     assert "no model that can do this listens" in able["first_frame+driving_audio"]["note"]
     assert version["resources"]["gpu"]["vram"] == 86 * 1024**3
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("wan2.2-i2v-a14b", (81, "prefix", 9, 17, 15, 16)),
+        ("wan2.2-i2v-a14b:svi", (81, "svi", 5, 5, 15, 16)),
+        ("wan2.2-ti2v-5b", (121, "prefix", 9, None, 15, 24)),
+        ("wan2.2-s2v-14b", (80, "clips", 73, None, 15, 16)),
+        ("wan2.1-flf2v-14b-720p", (81, None, None, None, 5, 16)),
+        ("tiny-ti2v", (361, None, None, None, 15, 24)),
+    ],
+)
+def test_a_model_tells_how_long_it_goes_and_how_it_goes_on(model: str, told: tuple[Any, ...]):
+    dto = model_dto(load_served(model, find_config_dir()))
+    names = ("native_frames", "chaining", "overlap_frames", "prefix_frames", "up_to_s", "output_fps")
+    assert tuple(dto[name] for name in names) == told
+
+
+def test_the_rate_of_the_files_is_told_with_the_models_own(tmp_path: Path):
+    with front_end(tmp_path, models="tiny,tiny-ti2v", output_fps="30") as front:
+        said = front.client.get(f"/apps/{APP}").json()["data"]["version"]["metadata"]["models"]
+    assert [(model["fps"], model["output_fps"]) for model in said] == [(16, 30), (24, 30)]
 
 
 def test_what_no_model_can_do_is_said_with_the_reason(tmp_path: Path):

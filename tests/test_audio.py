@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
 import numpy as np
 import pytest
 
-from media_samples import make_audio, make_clip
+from media_samples import make_audio, make_clip, tone
 from wan_pipelines.audio import BLOCK, RATE, SoundError, SoundReader, sound_seconds
 
 
@@ -56,6 +61,35 @@ def test_sound_of_a_clip_is_read(tmp_path):
     sound, heard = collect(make_clip(tmp_path / "a.mp4", (64, 64), 1, 10, audio=True), 4800)
     assert heard == 4800
     assert sound.shape == (2, 4800)
+
+
+def clip_of(path: Path, picture_s: float, sound_s: float) -> Path:
+    """A clip of half a second whose picture and tone (a quarter of a second) begin at these times."""
+    with av.open(str(path), "w") as container:
+        video: Any = container.add_stream("libx264", rate=10)
+        video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
+        sound: Any = container.add_stream("pcm_s16le", rate=RATE, layout="mono")
+        for index in range(5):
+            picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+            picture.pts, picture.time_base = round((picture_s + index / 10) * 1000), Fraction(1, 1000)
+            container.mux(video.encode(picture))
+        container.mux(video.encode())
+        samples = (20_000 * tone(0.25, RATE)).astype(np.int16)
+        heard = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+        heard.sample_rate, heard.pts, heard.time_base = RATE, round(sound_s * RATE), Fraction(1, RATE)
+        container.mux(sound.encode(heard))
+        container.mux(sound.encode())
+    return path
+
+
+@pytest.mark.parametrize(("picture_s", "sound_s"), [(0, 0), (0, 0.2), (0.3, 0.5), (0.3, 0.3), (0.2, 0.1), (0, 30)])
+def test_sound_of_a_clip_stays_where_it_is_beside_the_picture(tmp_path, picture_s, sound_s):
+    """Within two thousandths of a second, to which the container rounds; what is half a minute away is not believed."""
+    samples, _ = collect(clip_of(tmp_path / "a.mkv", picture_s, sound_s), RATE)
+    heard = np.flatnonzero(np.abs(samples[0]) > 0.02)
+    apart = sound_s - picture_s if sound_s < 10 else 0.0
+    assert heard[0] / RATE == pytest.approx(max(0.0, apart), abs=0.002)
+    assert heard[-1] / RATE == pytest.approx(apart + 0.25, abs=0.002)
 
 
 def test_a_broken_packet_does_not_end_the_sound(tmp_path):

@@ -124,6 +124,9 @@ def test_the_clip_is_heard_and_then_nothing(renderer, plan, clip, work):
     samples, rate = read_audio(work / "out.mp4")
     assert np.abs(samples[:, :rate]).max() > 0.3
     assert np.abs(samples[:, int(1.35 * rate) :]).max() < 0.01
+    loud = np.flatnonzero(np.abs(samples[0]) > 0.1) / rate  # half a frame is 0.031 s
+    assert loud[0] < 0.02
+    assert loud[-1] == pytest.approx(1.25, abs=0.03)
     assert samples.shape[1] / rate == pytest.approx(1.5, abs=0.05)
 
 

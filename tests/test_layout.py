@@ -40,6 +40,7 @@ TORCH_FREE = {
         "peaks",
         "footprint",
         "activations",
+        "effort",
         "vae_layers",
         "vae_memory",
         "weights.files",

@@ -8,19 +8,21 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from callbacks import StopError, nothing, stop_at
-from media_samples import make_clip, read_video
+from media_samples import make_clip, psnr, read_audio, read_video
 from tiny_checkpoint import CONCAT, CONFIGS, ONE_PICTURE, TI2V, VACE, TinyModel, noise_image
 from wan_pipelines.clip import shown_frames, upright
 from wan_pipelines.colour import Grade, Look
 from wan_pipelines.errors import RenderError
 from wan_pipelines.footprint import bundled_configs, footprint
 from wan_pipelines.peaks import peak
+from wan_pipelines.pixels import cover_crop
 from wan_pipelines.placement import largest_plan
 from wan_pipelines.plan import PlanRequest, RenderPlan, make_plan
 from wan_pipelines.profile import Profile, load_profile
@@ -28,7 +30,7 @@ from wan_pipelines.renderer import Media, Renderer
 from wan_pipelines.seams import GRADE, LOOK, Before, join
 from wan_pipelines.segments import LATENTS, PREFIX, SVI
 from wan_pipelines.tensorfile import read_metadata, save_tensors
-from wan_pipelines.vae import encode_frames, stream_decode
+from wan_pipelines.vae import decode_end, encode_frames, stream_decode
 
 pytest_plugins = ("pipeline_fixtures",)
 CPU = torch.device("cpu")
@@ -160,7 +162,7 @@ def test_a_segment_is_told_the_end_of_the_one_before(tiny, first_only, work):
     rows = concat[0, :4, :, 0, 0].T.tolist()
     assert rows == [[1, 1, 1, 1]] * 3 + [[0, 0, 0, 0]] * (len(rows) - 3)
     assert torch.equal(concat[:, 4:, 1:3], first["latents"][:, :, -2:])
-    decoded = torch.cat(list(stream_decode(renderer.checkpoint.vae, first["latents"])))
+    decoded = torch.cat(list(decode_end(renderer.checkpoint.vae, first["latents"], 3)))
     seen = decoded[-9][:, None] * 2 - 1
     picture = encode_frames(renderer.checkpoint.vae, [seen[None]])
     assert (concat[:, 4:, :1] - picture).abs().max() < 1e-4
@@ -176,7 +178,7 @@ def test_a_prefix_is_all_of_the_overlap_encoded(tiny, first_only, work):
     plan = long_plan(renderer.profile)
     job = Work(renderer, replace(plan, chaining=replace(PREFIX, colour=0.0)), first_only, work)
     first, second = job.make()
-    frames = torch.cat(list(stream_decode(renderer.checkpoint.vae, first["latents"])))[-9:] * 2 - 1
+    frames = torch.cat(list(decode_end(renderer.checkpoint.vae, first["latents"], 3)))[-9:] * 2 - 1
     pixels = frames.transpose(0, 1)[None]
     chunks = [pixels[:, :, :1], *pixels[:, :, 1:].split(4, dim=2)]
     assert (second["concat"][:, 4:, :3] - encode_frames(renderer.checkpoint.vae, chunks)).abs().max() < 1e-4
@@ -244,6 +246,10 @@ def test_a_clip_and_a_last_frame(tiny, media, tmp_path, work):
     assert facts.frames == 48
     own = [upright(frame) for frame in shown_frames(clip, 16, 20)]
     assert len(own) == plan.clip_frames == 20
+    for frame, picture in zip(read_video(work / "v.mp4"), own, strict=False):  # never through the autoencoder
+        assert psnr(frame, (cover_crop(picture, 64, 64) * 255).round().byte().permute(1, 2, 0).numpy()) > 30
+    samples, rate = read_audio(work / "v.mp4")
+    assert np.flatnonzero(np.abs(samples[0]) > 0.1)[-1] / rate == pytest.approx(1.25, abs=0.03)
     rows = made[0]["concat"][0, :4, :, 0, 0].T.tolist()
     assert rows[:5] == [[1, 1, 1, 1]] * 5
     assert rows[-1] == [0, 0, 0, 0]
@@ -351,7 +357,7 @@ def test_carried_latents_change_with_the_colours(tiny, first_only, work):
     metadata = read_metadata(work / "l0")
     look = Look.from_json(json.loads(metadata[LOOK]))
     told = load_file(work / "c1")["concat"][:, 4:, 1:3]
-    frames = torch.cat(list(stream_decode(renderer.checkpoint.vae, load_file(work / "l0")["latents"])))[-9:]
+    frames = torch.cat(list(decode_end(renderer.checkpoint.vae, load_file(work / "l0")["latents"], 3)))[-9:]
     found = Look.of(frames)
     near = Look(tuple(value + 0.03 for value in found.mean), found.deviation)
     save_tensors(work / "l0", load_file(work / "l0"), {**metadata, LOOK: json.dumps(near.to_json())})

@@ -82,6 +82,16 @@ def test_every_duration_rate_and_overlap(seconds):
             check_samples(request)
 
 
+@pytest.mark.parametrize("seconds", range(2, 16))
+def test_every_length_of_a_clip(seconds):
+    """Up to ten seconds of it, or all of the video but one frame; with samples of 5 s and 15 s."""
+    for fps, most, chaining in product(RATES, (81, 241), (PREFIX, LATENTS)):
+        for clip_frames in range(1, min(10 * fps, fps * seconds - 1) + 1):
+            request = make_request(seconds, fps, most, 81, chaining, ("first_clip",), (), clip_frames, seed=0)
+            check_frames(request)
+            assert plan_segments(replace(request)) == plan_segments(request)
+
+
 @given(ANY)
 def test_any_request(request):
     check_frames(request)

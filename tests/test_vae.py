@@ -5,10 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tiny_checkpoint import CONCAT, OLD_VAE
+from tiny_checkpoint import CONCAT, CONFIGS, OLD_VAE
+from wan_pipelines.clip import shown_frames, upright
 from wan_pipelines.conditioning import condition_video
 from wan_pipelines.errors import RenderError
-from wan_pipelines.vae import encode_frames, stream_decode
+from wan_pipelines.load import load_checkpoint
+from wan_pipelines.pixels import cover_crop
+from wan_pipelines.profile import checkpoint_folder, load_profile
+from wan_pipelines.vae import WARM_UP, decode_end, encode_frames, stream_decode
 
 pytest_plugins = ("pipeline_fixtures",)
 LAYOUTS = pytest.mark.parametrize("spec", [CONCAT, OLD_VAE], ids=["wan2.2", "wan2.1"])
@@ -92,6 +96,41 @@ def test_two_decodes_at_once_do_not_disturb_each_other(tiny):
     assert torch.equal(torch.cat(mixed), torch.cat(list(stream_decode(vae, a))))
 
 
+@LAYOUTS
+@pytest.mark.parametrize(("count", "wanted"), [(1, 1), (3, 1), (3, 2), (3, 3)])
+@torch.no_grad()
+def test_the_end_of_few_latents_is_decoded_behind_all_of_them_to_the_last_bit(tiny, scaled, spec, count, wanted):
+    """Two latent frames are what even the last parts of the decoder see before the first wanted one."""
+    checkpoint = tiny(spec).checkpoint
+    vae, side = scaled(checkpoint.vae), 64 // checkpoint.vae_stride
+    latents = torch.randn(1, 16, count, side, side, generator=torch.Generator().manual_seed(0))
+    end, whole = (torch.cat(list(chunks)) for chunks in (decode_end(vae, latents, wanted), stream_decode(vae, latents)))
+    assert len(end) == (4 * wanted if wanted < count else 4 * wanted - 3)
+    assert torch.equal(end, whole[-len(end) :])
+
+
+@torch.no_grad()
+def test_the_end_of_a_video_hardly_shows_that_its_start_was_left_out():
+    """A moving picture through the embedded autoencoder; begun at the end itself it would be off by 30 levels."""
+    profile = load_profile("tiny", CONFIGS)
+    folder = checkpoint_folder(profile, CONFIGS, CONFIGS)
+    vae = load_checkpoint(profile, folder, torch.device("cpu"), None).vae
+    clip = CONFIGS / "samples" / "rocket-pan.mp4"
+    video = torch.stack([cover_crop(upright(frame), 64, 64) for frame in shown_frames(clip, 16, 49)])
+    first, *rest = (video * 2 - 1).transpose(0, 1)[None].split([1, *[4] * 12], dim=2)
+    latents = encode_frames(vae, [first, *rest])
+    calls: list[int] = []
+    hook = vae.decoder.up_blocks[-1].register_forward_hook(lambda *_: calls.append(1))
+    chunks = list(decode_end(vae, latents, 2))
+    hook.remove()
+    whole = torch.cat(list(stream_decode(vae, latents)))[-5:]
+    assert [len(chunk) for chunk in chunks] == [0] * WARM_UP + [4, 4]
+    assert len(calls) == 4  # of nine latent frames
+    assert (torch.cat(chunks)[-5:] - whole).abs().max() < 0.2 / 255
+    fresh = torch.cat(list(stream_decode(vae, latents[:, :, -2:])))
+    assert (fresh[1:] - whole[-4:]).abs().max() > 5 / 255
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @torch.no_grad()
 def test_values_that_are_not_finite_are_not_a_picture(tiny, bad):
@@ -99,3 +138,5 @@ def test_values_that_are_not_finite_are_not_a_picture(tiny, bad):
     latents[:, :, 1] = bad
     with pytest.raises(RenderError, match="latent frame 1 of 3 gave pixels that are not finite"):
         list(stream_decode(tiny(CONCAT).checkpoint.vae, latents))
+    with pytest.raises(RenderError, match="latent frame 1 of 3 gave pixels that are not finite"):
+        list(decode_end(tiny(CONCAT).checkpoint.vae, latents, 2))

@@ -9,12 +9,15 @@ from typing import Self
 import av
 import numpy as np
 from av.error import FFmpegError, InvalidDataError
+from av.stream import Disposition
 
 from wan_pipelines.errors import RenderError
 
 RATE = 48_000
 #: samples per block, the frame of AAC
 BLOCK = 1024
+#: a longer time between the start of a clip's picture and that of its sound is not believed: clips are shorter
+MOST_APART_S = 10
 #: real media containers only, no playlists: nothing but the named file is opened, whatever the file says
 OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": "wav,mp3,mov,matroska,ogg,flac,aac,avi"}
 
@@ -24,7 +27,9 @@ class SoundError(RenderError):
 
 
 class SoundReader:
-    """The first sound track of a file; a context manager. Times inside the file are ignored: sound starts at 0.
+    """The first sound track of a file; a context manager. It starts at 0, beside a moving picture where that starts.
+
+    Sound that begins later than the picture is silent until then, what comes before the picture is left out.
 
     `heard` counts the samples that `blocks` took from the file. Raises SoundError.
     """
@@ -53,7 +58,13 @@ class SoundReader:
 
     def pcm(self) -> Iterator[np.ndarray]:
         """All samples, float32 [channels, n] at 48 kHz, in pieces as they are decoded."""
-        return self._resampled("fltp", self.layout, RATE)
+        late = round(self._late_s() * RATE)
+        if late > 0:
+            yield np.zeros((self.channels, late), np.float32)
+        early = max(0, -late)
+        for piece in self._resampled("fltp", self.layout, RATE):
+            yield piece[:, early:]
+            early = max(0, early - piece.shape[1])
 
     def blocks(self, samples: int) -> Iterator[np.ndarray]:
         """Exactly `samples` samples in blocks of `BLOCK` (the last may be shorter): cut, or ended with silence."""
@@ -74,6 +85,13 @@ class SoundReader:
             yield np.concatenate((pending, silence), axis=1)
             left -= min(BLOCK, left)
             pending = pending[:, :0]
+
+    def _late_s(self) -> float:
+        """Seconds from the start of the moving picture, if there is one, to that of the sound."""
+        moving = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
+        starts = [(s.start_time or 0) * (s.time_base or 0) for s in (self._stream, *moving[:1])]
+        apart = float(starts[0] - starts[1]) if moving else 0.0
+        return apart if abs(apart) <= MOST_APART_S else 0.0
 
     def _resampled(self, form: str, layout: str, rate: int) -> Iterator[np.ndarray]:
         """All samples [channels, n] in one form, though the track may change its own on its way."""

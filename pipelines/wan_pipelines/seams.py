@@ -27,14 +27,11 @@ from wan_pipelines.framing import frames_between, visible
 from wan_pipelines.peaks import Stage
 from wan_pipelines.plan import RenderPlan
 from wan_pipelines.profile import TEMPORAL_STRIDE
-from wan_pipelines.segments import Chaining, Segment, latent_steps, latents_of
+from wan_pipelines.segments import Chaining, Segment, latents_of
 from wan_pipelines.tensorfile import load_tensors, read_metadata, save_tensors
-from wan_pipelines.vae import encode_frames, stream_decode
+from wan_pipelines.vae import decode_end, encode_frames, stream_decode
 
 CPU = torch.device("cpu")
-#: latent frames that the decoder sees up to the first wanted one, in place of all: its answer is then off by a tenth of
-#: one level of 255 (rocket-pan.mp4, the embedded autoencoder; five: 0.3, four: 1.1)
-WARM_UP = 6
 #: rows of the mask before the condition latents
 MASK_ROWS = 4
 #: keys of a file's metadata
@@ -96,7 +93,7 @@ class Seam:
         chaining = _chaining(self.plan)
         made = load_tensors(before.latents, self.device)["latents"]
         with self.stage("decode"):
-            tail = torch.cat(list(beating(self._tail(made), beat)))
+            tail = torch.cat(list(beating(self._tail(made), beat)))[-self.segment.prefix_frames :]
             look = self._look(before, made) if chaining.colour else None
             joined = self._join(before, made, beat)
         held = joined.apply(tail) if joined.changes else tail
@@ -120,12 +117,8 @@ class Seam:
         return known, {GRADE: _json(grade), **colours}
 
     def _tail(self, made: Tensor) -> Iterator[Tensor]:
-        """The frames of the prefix as the segment before has them, as [f, 3, H, W] in [0, 1]."""
-        sampled = TEMPORAL_STRIDE * (made.shape[2] - 1) + 1
-        start = sampled - self.segment.prefix_frames
-        skipped = max(0, latent_steps(start) + 1 - WARM_UP)
-        decoded = stream_decode(self.vae, made[:, :, skipped:])
-        return frames_between(decoded, start - TEMPORAL_STRIDE * skipped, sampled - TEMPORAL_STRIDE * skipped)
+        """The last frames of the segment before as [f, 3, H, W] in [0, 1]: those of the prefix, behind three others."""
+        return decode_end(self.vae, made, latents_of(self.segment.prefix_frames))
 
     def _look(self, before: Before, made: Tensor) -> Look:
         """Of the picture that the video begins with; without one the first frame that was made is it."""

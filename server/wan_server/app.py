@@ -77,7 +77,7 @@ def build_app(settings: Settings) -> FastAPI:
 
 def make_services(settings: Settings, queue: JobQueue, files_store: FileStore, engine: Engine, pace: Pace) -> Services:
     """Everything that the handlers work with. Raises ProfileError when a configured model has no profile."""
-    catalog = Catalog(served_profiles(settings))
+    catalog = Catalog(served_profiles(settings), output_fps=settings.frame_rate)
     return Services(
         settings=settings,
         queue=queue,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from wan_pipelines.profile import Profile
+from wan_pipelines.segments import CHAININGS
 from wan_server.appref import AppRef, parse_ref
 from wan_server.choice import abilities
 from wan_server.clock import timestamp
@@ -84,6 +85,8 @@ class Catalog:
 
     profiles: tuple[Profile, ...]
     apps: tuple[App, ...] = (WAN_I2V, WAN_T2V)
+    #: frames per second of every video; None is each model's own
+    output_fps: int | None = None
 
     def find(self, ref: AppRef) -> App:
         """The app a reference names. Raises NotFound naming the known apps, InvalidInput for another function."""
@@ -159,7 +162,7 @@ class Catalog:
             "model": ", ".join(profile.served_as for profile in self.profiles),
             "weights": ", ".join(dict.fromkeys(profile.weights for profile in self.profiles)),
             "licence": ", ".join(dict.fromkeys(profile.licence for profile in self.profiles)),
-            "models": [model_dto(profile) for profile in self.profiles],
+            "models": [model_dto(profile, self.output_fps) for profile in self.profiles],
             "abilities": abilities(self.profiles, app.combinations),
         }
 
@@ -169,8 +172,8 @@ class Catalog:
         return {"gpu": gpu, "ram": 0}
 
 
-def model_dto(profile: Profile) -> Json:
-    """What is known of a model that may answer."""
+def model_dto(profile: Profile, output_fps: int | None = None) -> Json:
+    """What is known of a model that may answer; `output_fps` where the server has a rate for all."""
     return {
         "model": profile.served_as,
         "preset": profile.preset,
@@ -181,11 +184,27 @@ def model_dto(profile: Profile) -> Json:
         "needs": list(profile.needs),
         "text_alone": profile.text_only,
         "fps": profile.fps,
+        "output_fps": output_fps or profile.fps,
         "up_to_s": profile.max_seconds,
+        **_length_facts(profile),
         "trained_frames": profile.trained_frames,
         "trained_sizes": list(profile.trained_sizes),
         "steps": profile.steps,
         "uses_negative_prompt": profile.is_guided,
+    }
+
+
+def _length_facts(profile: Profile) -> Json:
+    """How long one sample may be, in frames, and how a longer video is put together; None where it never is.
+
+    `overlap_frames` are told of the end of one sample to the next, `prefix_frames` at most of the end of a first_clip.
+    """
+    chaining = CHAININGS.get(profile.chaining or "")
+    return {
+        "native_frames": profile.native_frames or profile.clip_frames or profile.max_frames,
+        "chaining": "clips" if profile.clip_frames else profile.chaining,
+        "overlap_frames": profile.motion_frames if chaining is None else chaining.overlap,
+        "prefix_frames": profile.prefix_frames if "first_clip" in profile.inputs else None,
     }
 
 

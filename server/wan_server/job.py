@@ -29,7 +29,8 @@ class Job:
     created_at: float
     #: sentences for output_meta
     not_honoured: tuple[str, ...] = ()
-    #: session_id, session_timeout, infra, workers, setup, function, app_version, metadata, webhook, user, run_at
+    #: session_id, session_timeout, infra, workers, setup, function, app_version, metadata, webhook, user, run_at;
+    #: clip_seconds, where the length of first_clip is known
     options: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

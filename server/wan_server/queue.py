@@ -21,7 +21,7 @@ from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer, EnqueueOptions, W
 from dbos import error as dbos_error
 
 from wan_server.errors import InvalidTransition, NotFound
-from wan_server.estimate import Estimator
+from wan_server.estimate import Estimator, Workload
 from wan_server.job import Event, Job, JobPage, JobState
 from wan_server.listing import Cursor, Order, rows_after
 from wan_server.records import (
@@ -90,7 +90,7 @@ class JobQueue:
             application_name=APPLICATION,
         )
         self.workers = Workers(self.engine)
-        self.estimator = Estimator(self.finished_jobs, clock)
+        self.estimator = Estimator(self.finished_jobs, Workload(settings).of, clock)
         self._line_lock = Lock()
         self._line_now = Line(float("-inf"), {}, 0, [])
 
@@ -278,8 +278,8 @@ class JobQueue:
         name = row.queue_name or self.render_queue
         queued = line.queued.get(name, [])
         position = queued.index(job.id) if job.id in queued else 0
-        workers = sum(render_queue_of(worker.models) == name for worker in line.workers)
-        return position, self.estimator.wait(job, position + line.running, max(1, workers))
+        devices = [worker.device for worker in line.workers if render_queue_of(worker.models) == name]
+        return position, self.estimator.wait(job, position + line.running, devices)
 
     def _line(self, job_id: str) -> Line:
         """Who waits, in the order of dequeueing. Read once a second, and for a job that is not in it yet."""

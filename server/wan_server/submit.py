@@ -84,7 +84,7 @@ class Submitter:
         parsed, notes = parse_input(request.input, app.input)
         check_request(app, parsed, hosted_caps=self.settings.hosted_page_caps)
         choose(self.catalog.profiles, wish_of(parsed, None))
-        resolved, choice = self._resolve(resolver, parsed)
+        resolved, choice, facts = self._resolve(resolver, parsed)
         return Job(
             id=job_id,
             app=app.full_name,
@@ -96,11 +96,12 @@ class Submitter:
             base_url=sent.base_url,
             created_at=self.clock(),
             not_honoured=(*notes, *unheard(choice.profile, media_of(parsed))),
-            options=options | ({"passed_over": dict(choice.passed_over)} if choice.passed_over else {}),
+            options=options | facts | ({"passed_over": dict(choice.passed_over)} if choice.passed_over else {}),
         )
 
-    def _resolve(self, resolver: MediaResolver, parsed: AppInput) -> tuple[list[Resolved], Choice]:
-        """The media, and the model for them. When anything is refused, none of the inline media is kept."""
+    def _resolve(self, resolver: MediaResolver, parsed: AppInput) -> tuple[list[Resolved], Choice, Json]:
+        """The media, the model for them, and what is known of their length. When anything is refused, none of the
+        inline media is kept."""
         with ExitStack() as undo:
             resolved, clip_seconds = [], None
             for role, value in media_of(parsed).items():
@@ -112,7 +113,7 @@ class Submitter:
                 resolved.append(item)
             choice = choose(self.catalog.profiles, wish_of(parsed, clip_seconds))
             undo.pop_all()
-        return resolved, choice
+        return resolved, choice, {} if clip_seconds is None else {"clip_seconds": clip_seconds}
 
     def _options(
         self, request: RunRequest, ref: AppRef, sent: Submission, fingerprint: str
