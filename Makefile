@@ -32,8 +32,10 @@ serve: install ## the server on http://127.0.0.1:8000, data in ./data
 render: install ## offline rendering: make render JOBS=jobs.jsonl OUT=out/batch
 	$(BIN)/wanbox render $(JOBS) --out $(or $(OUT),out/render)
 
+# Two processes take file after file in the order of tests/conftest.py. One thread each, and for the servers that they
+# start: more would only wait for each other.
 test: install $(JS)/node_modules/.installed ## all tests that run without a GPU
-	$(BIN)/python -m pytest -q -m 'not gpu' -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not gpu' -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 gpu-test: install ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu $(ARGS)

@@ -12,6 +12,16 @@ from media_samples import make_image
 from server_process import Server, running_server, tail
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with a running server begin, then those with slow tests.
+
+    The processes of `make test` take file after file in this order, so none is left with a long one at the end.
+    """
+    served = {item.path for item in items if "server" in getattr(item, "fixturenames", ())}
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in served, item.path not in slow))
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """`wanbox serve` with a worker, up for the whole run."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from callbacks import nothing
 from media_samples import make_clip
 from tiny_checkpoint import CONCAT, ONE_PICTURE, S2V, TI2V, TWO_PICTURES, noise_image, small_plan
 from wan_pipelines.clip import shown_frames, upright
@@ -24,10 +25,6 @@ from wan_pipelines.samplers import make_sampler
 
 pytest_plugins = ("pipeline_fixtures",)
 CPU = torch.device("cpu")
-
-
-def nothing(*args: object) -> None:
-    pass
 
 
 def renderer_of(model) -> Renderer:

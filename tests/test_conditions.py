@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from callbacks import nothing
 from media_samples import make_clip
 from tiny_checkpoint import TEXT, TI2V, VACE, noise_image, small_plan
 from wan_pipelines.clip import shown_frames, upright
@@ -21,10 +22,6 @@ from wan_pipelines.vae import encode_frames
 pytest_plugins = ("pipeline_fixtures",)
 CPU = torch.device("cpu")
 OF_CLIP = {"frames": 12, "clip_frames": 8, "prefix_frames": 5, "sample_frames": 9}
-
-
-def nothing(*args: object) -> None:
-    pass
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from callbacks import StopError, nothing, stop_at
 from media_samples import make_clip, psnr, read_audio, read_video
 from tiny_checkpoint import CONCAT, TI2V, noise_image, small_plan
 from wan_pipelines.clip import shown_frames, upright
@@ -24,14 +25,6 @@ from wan_pipelines.vae import encode_frames, stream_decode
 
 pytest_plugins = ("pipeline_fixtures",)
 CPU = torch.device("cpu")
-
-
-class StopError(Exception):
-    """What a cancelled job's callback raises."""
-
-
-def nothing(*args: object) -> None:
-    pass
 
 
 @pytest.fixture
@@ -160,13 +153,7 @@ def test_the_family_that_cannot_go_on_from_a_clip_says_so(tiny, clip, work):
 def test_work_on_a_clip_stops_anywhere_and_leaves_nothing(renderer, plan, clip, work, stage, at):
     renderer.encode(plan, Media(first_clip=clip), work / "c", nothing)
     renderer.denoise(plan, work / "c", work / "l", nothing)
-    calls: list[int] = []
-
-    def stop(*args: object) -> None:
-        calls.append(1)
-        if len(calls) == at:
-            raise StopError
-
+    stop = stop_at(at)
     stages = {
         "encode": lambda: renderer.encode(plan, Media(first_clip=clip), work / "again", stop),
         "decode": lambda: renderer.decode(plan, work / "l", work / "out.mp4", clip, stop, clip),

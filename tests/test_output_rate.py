@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from callbacks import StopError, nothing, stop_at
 from media_samples import make_audio, make_clip, psnr, read_audio, read_video
 from queue_fixtures import make_job, make_settings
 from tiny_checkpoint import CONCAT, CONFIGS, small_plan
@@ -27,19 +28,6 @@ from wan_server.stages import Stages
 
 pytest_plugins = ("pipeline_fixtures",)
 PLAIN = {"prompt": "a sea", "requested": False, "applied": False, "model": None, "note": None}
-
-
-class StopError(Exception):
-    """What a cancelled job's callback raises."""
-
-
-def nothing(*args: object) -> None:
-    pass
-
-
-def stop_in_the_middle(done: int, frames: int) -> None:
-    if done > frames // 2:
-        raise StopError
 
 
 @pytest.fixture
@@ -91,7 +79,7 @@ def test_a_decode_that_was_stopped_is_done_again_with_the_same_bytes(renderer, w
     renderer.decode(plan, latents, work / "whole.mp4", None, nothing)
     before = set(work.iterdir())
     with pytest.raises(StopError):
-        renderer.decode(plan, latents, work / "out.mp4", None, stop_in_the_middle)
+        renderer.decode(plan, latents, work / "out.mp4", None, stop_at(3))
     assert set(work.iterdir()) == before
     renderer.decode(plan, latents, work / "out.mp4", None, nothing)
     assert (work / "out.mp4").read_bytes() == (work / "whole.mp4").read_bytes()

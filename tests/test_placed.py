@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from callbacks import nothing
 from tiny_checkpoint import CONFIGS, TEXT, TWO_EXPERTS, TinyModel, noise_image, small_plan
 from wan_pipelines import fitting, placed
 from wan_pipelines.errors import CheckpointError, PlacementError
@@ -24,10 +25,6 @@ pytest_plugins = ("pipeline_fixtures",)
 CPU = torch.device("cpu")
 PLENTY = 10**12
 RUNNABLE = [p for p in list_profiles(CONFIGS) if p.architecture and not p.cannot_run]
-
-
-def nothing(*args: object) -> None:
-    pass
 
 
 def load(model: TinyModel, **options) -> Renderer:

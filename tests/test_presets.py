@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from callbacks import nothing
 from parity_peers import count, recording
 from tiny_checkpoint import CONCAT, CONFIGS, TinyModel, noise_image
 from wan_pipelines.errors import CheckpointError, RenderError
@@ -21,10 +22,6 @@ from wan_pipelines.tiny import TinySpec, tiny_spec
 pytest_plugins = ("pipeline_fixtures",)
 CPU = torch.device("cpu")
 DISTILLED = [1000, 937.5, 833.333, 625]
-
-
-def nothing(*args: object) -> None:
-    pass
 
 
 def open_model(model: str, tiny: Callable[[TinySpec], TinyModel]) -> tuple[Renderer, RenderPlan]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from callbacks import StopError, nothing, stop_at
 from media_samples import make_image, read_video
 from queue_fixtures import make_job, make_settings
 from tiny_checkpoint import CONCAT, CONFIGS, TI2V, TWO_EXPERTS, noise_image, small_plan
@@ -33,19 +34,6 @@ pytest_plugins = ("pipeline_fixtures",)
 CPU = torch.device("cpu")
 #: begins below the boundary of the miniature, 0.9
 LEVELS = flow_sigmas("unipc", 3, 5.0, unshifted(0.8, 5.0))
-
-
-class StopError(Exception):
-    """What a cancelled job's callback raises."""
-
-
-def nothing(*args: object) -> None:
-    pass
-
-
-def stop_at_two(done: int, steps: int) -> None:
-    if done == 2:
-        raise StopError
 
 
 def renderer_of(model) -> Renderer:
@@ -210,12 +198,8 @@ def test_a_clip_is_enlarged_frame_by_frame_and_can_be_stopped(shipped):
         made = enlarged(shipped.checkpoint.vae, small, large, lambda: beats.append(None))
     assert made.shape == (1, z, 3, 18, 30)
     assert len(beats) == 2 * 3  # decoded, encoded
-
-    def stop() -> None:
-        raise StopError
-
     with pytest.raises(StopError):
-        enlarged(shipped.checkpoint.vae, small, large, stop)
+        enlarged(shipped.checkpoint.vae, small, large, stop_at(1))
 
 
 def test_noise_and_sample_are_mixed_by_the_level():
@@ -259,7 +243,7 @@ def test_refinement_goes_on_from_its_checkpoint_bit_for_bit(tiny, tmp_path):
     told, last = tmp_path / "fine-conditioning", plan.passes[1]
     renderer.denoise(last, told, tmp_path / "whole", nothing, None, begun)
     with pytest.raises(StopError):
-        renderer.denoise(last, told, tmp_path / "out", stop_at_two, tmp_path / "mark", begun)
+        renderer.denoise(last, told, tmp_path / "out", stop_at(2), tmp_path / "mark", begun)
     seen: list[int] = []
     renderer.denoise(last, told, tmp_path / "out", lambda done, _: seen.append(done), tmp_path / "mark", begun)
     assert seen == [3]
@@ -319,7 +303,7 @@ def refined(stages: Stages, plan: RenderPlan, picture: Path, stop: pytest.Monkey
     stages.denoise(job, plan.passes[0], report("denoise"))
     if stop:
         with stop.context() as patched:
-            patched.setattr(Reporter, "step", lambda _, step, steps: stop_at_two(step, steps))
+            patched.setattr(Reporter, "step", stop_at(2))
             with pytest.raises(StopError):
                 stages.refine(job, plan.passes[1], prepared, report("denoise"))
     stages.refine(job, plan.passes[1], prepared, report("denoise", said))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from callbacks import nothing
 from media_samples import read_video
 from tiny_checkpoint import TEXT, TWO_EXPERTS, TWO_PICTURES, VACE, TinyModel, noise_image, small_plan
 from wan_pipelines.offload import parts_of
@@ -17,10 +18,6 @@ from wan_pipelines.renderer import Media, Renderer
 
 pytest_plugins = ("pipeline_fixtures",)
 CPU = torch.device("cpu")
-
-
-def nothing(*args: object) -> None:
-    pass
 
 
 def render(renderer: Renderer, work: Path) -> tuple[dict, torch.Tensor]:

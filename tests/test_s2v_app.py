@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 import torch
-from inferencesh import Inference
 from torch.nn import functional
 
 from front_end import APP, front_end
 from make_face_sample import SEEN, speaker
 from media_samples import make_audio, make_image, read_audio, read_video
 from mp4_facts import examine, ffmpeg_complaints
-from sdk_input import COMPLETED, TERMINAL
+from running_tasks import completed, kill_worker, reached, submit, video_of
 from server_process import ROOT, Server, running_server
 from test_s2v_speech import write_wave
 from tinywan.lipsync import correlation, envelope, lag
-from wan_server.tables import Workers, make_engine
 
 MODEL = "tiny-s2v"
 SAMPLES = ROOT / "configs" / "samples"
@@ -57,28 +51,6 @@ def request(first_frame: Path, sound: Path, seconds: int) -> dict[str, Any]:
     return {"app": APP, "input": {**given, "resolution": "720P", "prompt_extend": False, "seed": 3}}
 
 
-def ended(server: Server, task_id: str) -> dict[str, Any]:
-    give_up = time.monotonic() + 300
-    while True:
-        task = httpx.get(f"{server.base_url}/tasks/{task_id}").raise_for_status().json()["data"]
-        if task["status"] in TERMINAL:
-            assert task["status"] == COMPLETED, task["error"]
-            return task
-        assert time.monotonic() < give_up
-        time.sleep(0.1)
-
-
-def submit(server: Server, wish: dict[str, Any]) -> str:
-    task = Inference(api_key="any", base_url=server.base_url).run(wish, wait=False)
-    assert isinstance(task, dict)
-    return task["id"]
-
-
-def video_of(task: dict[str, Any], path: Path) -> Path:
-    path.write_bytes(httpx.get(task["output"]["video"]).raise_for_status().content)
-    return path
-
-
 def offset_s(given: Path, made: Path) -> float:
     """By how much the sound of `made` comes late: where the loudness of both fits best, to the millisecond."""
     loud = []
@@ -93,18 +65,11 @@ def offset_s(given: Path, made: Path) -> float:
     return shifts[int(np.argmax(fits))] / 1000
 
 
-@pytest.mark.parametrize(
-    ("seconds", "clips"),
-    [
-        (2, [32]),
-        (5, [80]),
-        pytest.param(10, [81, 79], marks=pytest.mark.slow),
-        pytest.param(15, [81, 80, 79], marks=pytest.mark.slow),
-    ],
-)
+# 5 s, one whole clip, are the speech below; how other lengths are divided is in test_s2v_clips.py
+@pytest.mark.parametrize(("seconds", "clips"), [(2, [32]), pytest.param(15, [81, 80, 79], marks=pytest.mark.slow)])
 def test_from_a_picture_and_clicks_to_a_video_of_that_length(server, first_frame, tmp_path, seconds, clips):
     clicks = click_track(tmp_path / "clicks.wav", seconds)
-    task = ended(server, submit(server, request(first_frame, clicks, seconds)))
+    task = completed(server, submit(server, request(first_frame, clicks, seconds)))
     video = video_of(task, tmp_path / "video.mp4")
     facts = examine(video)
     assert (facts.width, facts.height, facts.frames, facts.fps) == (1280, 720, FPS * seconds, FPS)
@@ -124,8 +89,9 @@ def test_from_a_picture_and_clicks_to_a_video_of_that_length(server, first_frame
 
 
 def test_the_face_of_the_samples_speaks_their_speech(server, tmp_path):
-    task = ended(server, submit(server, request(SAMPLES / "face.png", SAMPLES / "speech.wav", 5)))
+    task = completed(server, submit(server, request(SAMPLES / "face.png", SAMPLES / "speech.wav", 5)))
     video = torch.from_numpy(read_video(video_of(task, tmp_path / "video.mp4"))).permute(0, 3, 1, 2) / 127.5 - 1
+    assert len(video) == FPS * 5
     frames = functional.interpolate(video, SEEN[::-1], mode="area").transpose(0, 1)
     seen = speaker(SEEN[1]).measure(frames).numpy()
     sound, rate = read_audio(SAMPLES / "speech.wav")
@@ -133,22 +99,20 @@ def test_the_face_of_the_samples_speaks_their_speech(server, tmp_path):
     loud = envelope(sound[0], FPS * 5)
     assert correlation(seen, loud) > 0.7
     assert abs(lag(loud, seen, most=8)) <= 1
-    assert "not a Wan release" in task["output"]["output_meta"]["outputs"][0]["extra"]["weights"]
+    extra = task["output"]["output_meta"]["outputs"][0]["extra"]
+    assert "not a Wan release" in extra["weights"]
+    assert [clip["frames"] for clip in extra["clips"]] == [[0, 80]]
+    assert extra["driving_audio"] == {"seconds": 5, "offset_frames": 0}
 
 
 @pytest.mark.slow
 def test_a_killed_worker_goes_on_in_the_second_clip_and_makes_the_same_file(server, first_frame, tmp_path):
     wish = request(first_frame, make_audio(tmp_path / "a.mp3", 4.0, "mp3"), 6)
-    whole = ended(server, submit(server, wish))
+    whole = completed(server, submit(server, wish))
     job = submit(server, wish)
-    while not 45 <= (task := httpx.get(f"{server.base_url}/tasks/{job}").json()["data"])["progress"] < 80:
-        assert task["status"] not in TERMINAL
-        time.sleep(0.02)
-    engine = make_engine(f"sqlite:///{server.log.parent / 'wanbox.db'}")
-    (worker,) = Workers(engine).list(fresh_s=3600)
-    engine.dispose()
-    os.kill(worker.pid, signal.SIGKILL)
-    again = ended(server, job)
+    reached(server, job, 45, 80)
+    kill_worker(server)
+    again = completed(server, job)
     files = [video_of(task, tmp_path / f"{task['id']}.mp4").read_bytes() for task in (whole, again)]
     assert files[0] == files[1]
     steps = [int(step) for log in again["logs"] for step in re.findall(r"denoising: (\d+) of 16", log["content"])]
@@ -163,7 +127,7 @@ def test_with_a_last_frame_the_video_ends_on_it_and_says_how(server, first_frame
     clicks = click_track(tmp_path / "clicks.wav", 17)  # longer than any video
     wish = request(first_frame, clicks, 2)
     wish["input"]["last_frame"] = str(last)
-    task = ended(server, submit(server, wish))
+    task = completed(server, submit(server, wish))
     video = video_of(task, tmp_path / "video.mp4")
     facts = examine(video)
     assert (facts.frames, facts.fps) == (2 * FPS, FPS)

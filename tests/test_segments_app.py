@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from inferencesh import Inference
 
 from front_end import APP
 from mp4_facts import examine, ffmpeg_complaints
-from sdk_input import COMPLETED, TERMINAL
+from running_tasks import completed, kill_worker, reached, submit, video_of
 from server_process import Server, running_server
-from wan_server.tables import Workers, make_engine
 
 ROOT = Path(__file__).resolve().parents[1]
 #: the embedded checkpoint, which goes on from samples of 33 frames here: 5 s are three of them
@@ -55,32 +49,10 @@ def request(first_frame: Path, **given: Any) -> dict[str, Any]:
     return {"app": APP, "input": {"resolution": "720P", "prompt_extend": False, **values}}
 
 
-def submit(server: Server, wish: dict[str, Any]) -> str:
-    task = Inference(api_key="any", base_url=server.base_url).run(wish, wait=False)
-    assert isinstance(task, dict)
-    return task["id"]
-
-
-def ended(server: Server, task_id: str) -> dict[str, Any]:
-    give_up = time.monotonic() + 300
-    while True:
-        task = httpx.get(f"{server.base_url}/tasks/{task_id}").raise_for_status().json()["data"]
-        if task["status"] in TERMINAL:
-            assert task["status"] == COMPLETED, task["error"]
-            return task
-        assert time.monotonic() < give_up
-        time.sleep(0.1)
-
-
-def video_of(task: dict[str, Any], path: Path) -> Path:
-    path.write_bytes(httpx.get(task["output"]["video"]).raise_for_status().content)
-    return path
-
-
 @pytest.fixture(scope="module")
 def whole(server: Server, first_frame: Path) -> dict[str, Any]:
     """The task of an undisturbed video."""
-    return ended(server, submit(server, request(first_frame)))
+    return completed(server, submit(server, request(first_frame)))
 
 
 def test_a_longer_video_is_exactly_as_long(whole: dict[str, Any], tmp_path: Path) -> None:
@@ -122,14 +94,9 @@ def test_a_killed_worker_goes_on_in_its_segment_and_makes_the_same_file(
     server: Server, whole: dict[str, Any], first_frame: Path, tmp_path: Path
 ) -> None:
     job = submit(server, request(first_frame))
-    while not 35 <= (task := httpx.get(f"{server.base_url}/tasks/{job}").json()["data"])["progress"] < 80:
-        assert task["status"] not in TERMINAL
-        time.sleep(0.02)
-    engine = make_engine(f"sqlite:///{server.log.parent / 'wanbox.db'}")
-    (worker,) = Workers(engine).list(fresh_s=3600)
-    engine.dispose()
-    os.kill(worker.pid, signal.SIGKILL)
-    again = ended(server, job)
+    reached(server, job, 35, 80)
+    kill_worker(server)
+    again = completed(server, job)
     files = [video_of(task, tmp_path / f"{task['id']}.mp4").read_bytes() for task in (whole, again)]
     assert files[0] == files[1]
     lines = [log["content"] for log in again["logs"]]

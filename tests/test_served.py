@@ -23,6 +23,7 @@ from wan_server.settings import Settings, SettingsError
 
 CONFIGS = find_config_dir()
 APP = "alibaba/wan-2-7-i2v"
+SHORT = {"resolution": "720P", "duration": 2, "prompt": "a sea", "prompt_extend": False}
 
 
 def settings_for(tmp_path: Path, models: str, **given: Any) -> Settings:
@@ -160,7 +161,7 @@ def test_the_driver_is_asked_for_memory(
 
 
 def send(server: Server, **given: Any) -> str:
-    values = {"resolution": "720P", "duration": 2, "prompt": "a sea", "prompt_extend": False, **given}
+    values = {**SHORT, **given}
     answer = httpx.post(f"{server.base_url}/apps/run", json={"app": APP, "input": values})
     return answer.raise_for_status().json()["data"]["id"]
 
@@ -187,7 +188,7 @@ def test_one_worker_runs_each_job_with_its_own_model_and_fails_those_of_a_set_th
 ) -> None:
     settings = {"WANBOX_HEARTBEAT_S": "0.3", "WANBOX_HEARTBEAT_TIMEOUT_S": "1"}
     data = tmp_path / "data"
-    gone, kept = make_job(model="wan9"), make_job(model="tiny")
+    gone, kept = make_job(model="wan9"), make_job(model="tiny", input=SHORT)
     with open_queue(make_settings(data, models="tiny,wan9")) as left:
         left.submit(gone)
         left.submit(kept)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,6 @@ from front_end import REMOTE, FrontEnd, front_end
 from mp4_facts import examine
 from sdk_input import CANCELLED, COMPLETED, TERMINAL
 from server_process import running_server
-from test_render import manifest, render, write
 from wan_server.apps import WAN_T2V
 from wan_server.errors import InvalidInput
 from wan_server.schema import TextInput, input_schema, parse_input
@@ -189,17 +187,3 @@ def test_from_text_through_a_language_model_to_a_video_with_the_official_client(
                 assert time.monotonic() - began < 15
                 time.sleep(0.05)
             assert state["status"] == CANCELLED
-
-
-@pytest.mark.slow
-def test_a_batch_may_hold_videos_from_text(tmp_path: Path):
-    job = {"name": "sea", "app": APP, "input": {"prompt": "a sea", "resolution": "720P", "duration": 2, "seed": 1}}
-    bad = {"name": "blank", "app": APP, "input": {"resolution": "720P"}}
-    done = render(write(tmp_path / "jobs.jsonl", job, bad), tmp_path / "out")
-    assert done.returncode == 1, done.stderr
-    made = manifest(tmp_path / "out", "sea")
-    assert (made["status"], made["app"]) == ("completed", APP)
-    assert made["output_meta"]["outputs"][0]["extra"]["task_type"] == "text"
-    assert examine(tmp_path / "out" / "sea.mp4").frames == 32
-    assert manifest(tmp_path / "out", "blank")["error"] == "input.prompt: is required"
-    assert json.loads((tmp_path / "out" / "sea.json").read_text())["video"] == "sea.mp4"

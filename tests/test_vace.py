@@ -10,6 +10,7 @@ import torch
 from diffusers.pipelines.wan.pipeline_wan_vace import WanVACEPipeline
 from safetensors.torch import load_file
 
+from callbacks import nothing
 from media_samples import make_clip
 from tiny_checkpoint import VACE, noise_image, small_plan
 from wan_pipelines.conditioning import Conditioning
@@ -24,10 +25,6 @@ from wan_pipelines.vae import encode_frames
 pytest_plugins = ("pipeline_fixtures",)
 CPU = torch.device("cpu")
 TEXT = torch.zeros(1, 8, 4)
-
-
-def nothing(*args: object) -> None:
-    pass
 
 
 @pytest.fixture
