@@ -1,7 +1,7 @@
 """Videos of several lengths on this machine: CPU seconds and peak memory of each, against the first.
 
 Each length runs in a process of its own, on one thread: encode, denoise, decode and MP4 at 720P, as a job does. The
-model is one without a download, with segments of `--native` frames; 0 samples everything in one go.
+model is one without a download.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rich.table import Table
 from wan_pipelines.plan import PlanRequest, make_plan
 from wan_pipelines.profile import Profile, checkpoint_folder, load_profile
 from wan_pipelines.renderer import Media, Renderer
-from wan_pipelines.seams import Before, join
+from wan_pipelines.whole import sample_whole
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -31,7 +31,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="tiny")
-    parser.add_argument("--native", type=int, default=81)
+    parser.add_argument("--native", type=int, help="most frames of a segment; 0: in one go; else the profile's")
     parser.add_argument("--seconds", type=int, nargs="+", default=[5, 10, 15])
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -47,14 +47,17 @@ def main() -> None:
     Console(width=110).print(table)
 
 
-def profile_of(name: str, native: int) -> Profile:
+def profile_of(name: str, native: int | None) -> Profile:
     profile = load_profile(name, CONFIGS)
-    return replace(profile, chaining="prefix", native_frames=native) if native else profile
+    if native is None:
+        return profile
+    return replace(profile, chaining="prefix" if native else None, native_frames=native or None)
 
 
-def measured_apart(model: str, native: int, seconds: int) -> dict[str, float]:
+def measured_apart(model: str, native: int | None, seconds: int) -> dict[str, float]:
     """`measure` in a process of its own, so that its peak is its own too."""
-    command = [sys.executable, __file__, "--model", model, "--native", str(native), "--one", str(seconds)]
+    command = [sys.executable, __file__, "--model", model, "--one", str(seconds)]
+    command += [] if native is None else ["--native", str(native)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
@@ -66,23 +69,13 @@ def measure(profile: Profile, seconds: int) -> dict[str, float]:
         renderer = Renderer.load(profile, checkpoint_folder(profile, folder, CONFIGS), "cpu")
         Image.radial_gradient("L").convert("RGB").resize((1280, 720)).save(folder / "first.png")
         plan = make_plan(profile, PlanRequest("waves on a beach", None, "720P", 16 / 9, seconds, seed=1))
-        began, made = cpu_seconds(), []
-        for part in plan.parts:
-            told, latents = folder / f"told{part.number}", folder / f"latents{part.number}"
-            if part.number:
-                renderer.go_on(part, Media(), Before(folder / "told0", made[-1]), told, lambda: None)
-            else:
-                renderer.encode(part, Media(folder / "first.png"), told, lambda: None)
-            renderer.denoise(part, told, latents, lambda done, steps: None)
-            made.append(latents)
+        began = cpu_seconds()
+        latents = sample_whole(renderer, plan, Media(folder / "first.png"), folder)
         between = cpu_seconds()
-        if len(made) > 1:
-            join(plan, made, folder / "joined")
-        latents = folder / "joined" if len(made) > 1 else made[0]
         renderer.decode(plan, latents, folder / "video.mp4", None, lambda done, frames: None)
         ended = cpu_seconds()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return {"samples": len(made), "latents_s": between - began, "video_s": ended - between, "peak_gb": peak}
+    return {"samples": len(plan.parts), "latents_s": between - began, "video_s": ended - between, "peak_gb": peak}
 
 
 def cpu_seconds() -> float:

@@ -27,7 +27,7 @@ from wan_pipelines.segments import (
     segment_seed,
 )
 
-TINY = load_profile("tiny", Path(__file__).resolve().parents[1] / "configs")
+TINY = replace(load_profile("tiny", Path(__file__).resolve().parents[1] / "configs"), chaining=None, native_frames=None)
 PREFIXES = (1, 5, 9, 13, 17)
 RATES = (16, 24, 30)
 MOST = (81, 121, 241)

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from mp4_facts import examine, ffmpeg_complaints
+from running_tasks import completed, submit, video_of
 from server_process import Server, running_server
-from test_segments_app import ended, submit, video_of
 
 APP = "alibaba/wan-2-7-t2v"
 #: a random miniature that knows text alone and 81 frames: 10 s are three windows
@@ -55,7 +55,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def task(server: Server) -> dict[str, Any]:
     given = {"prompt": "a calm sea", "resolution": "720P", "duration": 10, "prompt_extend": False, "seed": 3}
-    return ended(server, submit(server, {"app": APP, "input": given}))
+    return completed(server, submit(server, {"app": APP, "input": given}))
 
 
 def test_the_app_promises_fifteen_seconds(server: Server) -> None:
