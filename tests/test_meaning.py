@@ -63,7 +63,7 @@ def test_the_video_ends_with_the_last_frame(video: Video, tmp_path: Path):
     frames = video(first_frame=first, last_frame=last, prompt="the camera pans right")
     start, end = (as_tensor(Image.open(path)) for path in (first, last))
     assert psnr(frames[0], start) > 21
-    assert psnr(frames[-1], end) > 16
+    assert psnr(frames[-1], end) > 19
     assert psnr(frames[-1], end) > psnr(frames[-1], start) + 3
 
 
@@ -74,7 +74,7 @@ def test_a_clip_goes_on_where_and_how_it_stopped(video: Video):
     assert min(psnr(mine, theirs) for mine, theirs in zip(frames, clip, strict=False)) > 28
     behind = mean_flow(frames[len(clip) - 1 :])
     assert behind.dx < -0.05  # the camera pans right
-    assert cosine(mean_flow(clip[-17:]), behind) > 0.5
+    assert cosine(mean_flow(clip[-17:]), behind) > 0.6
     nearest = max(range(len(clip)), key=lambda index: psnr(frames[len(clip)], clip[index]))
     assert nearest >= len(clip) - 2
 

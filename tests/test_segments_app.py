@@ -25,7 +25,8 @@ def make_configs(folder: Path) -> Path:
     """A folder of configs with one profile more, on the weights that ship."""
     (folder / "models").mkdir(parents=True)
     text = (ROOT / "configs" / "models" / "tiny.toml").read_text(encoding="utf-8")
-    text = re.sub(r"(?m)^steps = .*$", f'steps = {STEPS}\nnative_frames = 33\nchaining = "prefix"', text)
+    text = re.sub(r"(?m)^steps = .*$", f"steps = {STEPS}", text)
+    text = re.sub(r"(?m)^native_frames = .*$", "native_frames = 33", text)
     (folder / "models" / f"{MODEL}.toml").write_text(text, encoding="utf-8")
     (folder / MODEL).symlink_to(ROOT / "configs" / "tiny")
     return folder
