@@ -16,8 +16,8 @@ from demonstration import SAMPLES, decoded, rendered
 from mp4_facts import examine
 from server_process import Server
 from tinywan.flow import cosine, mean_flow
-from tinywan.measures import psnr
-from tinywan.moves import camera_motion, canvas_size, film
+from tinywan.measures import SPOKEN, psnr
+from tinywan.moves import MOVES, camera_motion, canvas_size, film
 from tinywan.photos import Photo
 from tinywan.scenes import Scene
 from tinywan.studio import write_clip
@@ -37,6 +37,11 @@ def moving_clip(picture: str, move: str, path: Path) -> Path:
     return write_clip(film(scene, motion, CLIP_FRAMES, size, Random(1)).transpose(0, 1).clamp(-1, 1), path)
 
 
+def sharpness(frame: Tensor) -> float:
+    """Mean absolute difference of pixels side by side."""
+    return float((frame[..., 1:] - frame[..., :-1]).abs().mean())
+
+
 def step(frames: Tensor) -> float:
     """Mean absolute difference of neighbours."""
     return float((frames[1:] - frames[:-1]).abs().mean())
@@ -51,6 +56,18 @@ def test_a_clip_goes_on_for_ten_seconds(server: Server, tmp_path: Path):
     ways = [mean_flow(frames[start:][:33]) for start in range(CLIP_FRAMES, len(frames) - 32, 32)]
     assert min(cosine(mean_flow(clip), way) for way in ways) >= 0.8
     assert step(frames[CLIP_FRAMES - 1 :][:2]) <= 1.5 * step(clip)
+
+
+@pytest.mark.parametrize("move", [move for move in MOVES if move != "static"])
+def test_a_seam_does_not_show(server: Server, tmp_path: Path, move: str):
+    given = moving_clip("cat.jpg", move, tmp_path / "clip.mp4")
+    frames = decoded(rendered(server, tmp_path, first_clip=given, prompt=SPOKEN[move], duration=5))
+    before, first, second = frames[CLIP_FRAMES - 1 :][:3]
+    assert cosine(mean_flow(frames[:CLIP_FRAMES]), mean_flow(frames[CLIP_FRAMES - 1 :])) >= 0.8
+    assert step(frames[CLIP_FRAMES - 1 :][:3]) <= 1.5 * step(frames[:CLIP_FRAMES])
+    assert (first.mean(dim=(1, 2)) - before.mean(dim=(1, 2))).abs().max() <= 0.01
+    assert sharpness(first) == pytest.approx(sharpness(before), rel=0.1)
+    assert sharpness(second) == pytest.approx(sharpness(first), rel=0.15)
 
 
 def test_colours_hold_for_fifteen_seconds(server: Server, tmp_path: Path):

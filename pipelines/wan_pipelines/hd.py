@@ -26,6 +26,10 @@ class Refinement:
     #: whether 1080P is made in this way when nobody says otherwise
     default: bool = True
 
+    def is_wished(self, route: Route | None) -> bool:
+        """Whether 1080P is refined when this is asked for; None leaves it to the profile."""
+        return self.default if route is None else route == "refine"
+
     def check(self, boundary: float | None, *, has_one_size: bool) -> None:
         """Raises ValueError when the model samples at one size only, or another expert would have to refine."""
         if has_one_size:

@@ -41,6 +41,8 @@ def count_frames(profile: Profile, request: PlanRequest) -> dict[str, Any]:
     segments = plan_segments(wish)
     counts: dict[str, Any] = {"frames": frames, "clip_frames": clip, "prefix_frames": wish.prefix_frames}
     counts["sample_frames"] = max(segment.sampled for segment in segments)
+    if clip:  # the second half of the new frames, and a last frame, stay as they are
+        counts["handover_frames"] = min(round(profile.handover_seconds * profile.fps), (frames - clip) // 2)
     if windowing and latents_of(counts["sample_frames"]) > windowing.longest:
         counts["windowing"] = windowing
     return counts | ({"chaining": chaining, "segments": segments} if chaining else {})

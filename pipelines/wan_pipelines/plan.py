@@ -81,6 +81,8 @@ class RenderPlan:
     clip_frames: int = 0
     #: frames at the start of the sample that repeat the clip's end and are not shown: 4n+1, or 0 without a clip
     prefix_frames: int = 0
+    #: frames behind the clip in which its last picture lives on
+    handover_frames: int = 0
     #: how the video is put together out of clips, where it is
     chain: ChainSpec | None = None
     #: how segments go on from each other, for a model that can
@@ -257,9 +259,7 @@ def plan_guidance(profile: Profile, media: Collection[str]) -> tuple[float, floa
 def _plan_refine(profile: Profile, request: PlanRequest) -> Refine | None:
     """What is sampled before, where 1080P is made in two passes."""
     how = profile.refinement
-    if how is None or request.resolution != "1080P":
-        return None
-    if (request.hd_route or ("refine" if how.default else "direct")) == "direct":
+    if how is None or request.resolution != "1080P" or not how.is_wished(request.hd_route):
         return None
     small = sample_size(*output_size("720P", request.aspect), profile.size_multiple, None)
     first = unshifted(how.strength, profile.shift)

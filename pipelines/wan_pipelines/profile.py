@@ -85,6 +85,8 @@ class Profile:
     trained_sizes: tuple[Annotated[str, Field(pattern=r"^\d+x\d+$")], ...] = ()
     #: most frames of a clip's end that the model sees when it goes on from there, 4n+1
     prefix_frames: Annotated[int, Field(ge=1)] = 17
+    #: seconds in which the last picture of a clip gives way to the new frames; 0 cuts from the one to the other
+    handover_seconds: Annotated[float, Field(ge=0)] = 1.0
     #: how a segment of a longer video goes on from the one before, by name; None samples in one go, and so does
     #: "windows", where each forward sees a part of the sample
     chaining: Literal["prefix", "latents", "svi", "windows"] | None = None

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -23,6 +22,7 @@ from wan_pipelines.conditions import EncodeReport, Known, Media, Texts, check_cl
 from wan_pipelines.denoise import Guidance, denoise
 from wan_pipelines.errors import RenderError
 from wan_pipelines.framing import frames_between, visible
+from wan_pipelines.handover import handed_over
 from wan_pipelines.hd import second_seed
 from wan_pipelines.load import Checkpoint, ensure_checkpoint, silence_progress_bars
 from wan_pipelines.mp4 import Mp4Spec, Mp4Writer, VideoFacts
@@ -168,12 +168,14 @@ class Renderer:
         check_clip(plan, clip)
         metadata = metadata_for(plan, latents)
         self.place(plan, int(metadata["known"]))
-        frames = self._new_frames(plan, latents)
+        before = 1 if plan.handover_frames else 0
+        frames = self._new_frames(plan, latents, before)
         shown = (plan.width, plan.height, plan.shown_fps, plan.shown_frames)
         spec = Mp4Spec(*shown, sound=sound, watermark=plan.watermark, retiming=retiming(plan))
         with self._stage("decode"), Mp4Writer(out, spec) as writer:
             done = 0
-            for chunk in chain(clip_frames(plan, clip), slid(frames, plan.clip_frames, slides(plan, metadata))):
+            new = slid(frames, plan.clip_frames - before, slides(plan, metadata))
+            for chunk in handed_over(clip_frames(plan, clip), new, plan.handover_frames):
                 writer.write(chunk)
                 done += chunk.shape[0]
                 on_frames(done, spec.incoming)
@@ -221,14 +223,14 @@ class Renderer:
     def _chain(self, clips: Chain, latents: Path) -> ChainRender:
         return ChainRender(clips, self.checkpoint.vae, self.device, self._stage, ShownFrames(latents))
 
-    def _new_frames(self, plan: RenderPlan, latents: Path) -> Iterator[Tensor]:
-        """The sampled frames that are shown, [f, 3, visible height, visible width] in [0, 1]."""
+    def _new_frames(self, plan: RenderPlan, latents: Path, before: int) -> Iterator[Tensor]:
+        """The sampled frames that are shown and some before, [f, 3, visible height, visible width] in [0, 1]."""
         if plan.clips is not None:
             chunks = self._chain(plan.clips, latents).frames(load_tensors(latents, torch.device("cpu")))
         else:
             stop = plan.prefix_frames + plan.frames - plan.clip_frames
             decoded = stream_decode(self.checkpoint.vae, load_tensors(latents, self.device)["latents"])
-            chunks = frames_between(decoded, plan.prefix_frames, stop)
+            chunks = frames_between(decoded, plan.prefix_frames - before, stop)
         for chunk in chunks:
             yield visible(chunk, plan)
 

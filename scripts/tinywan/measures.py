@@ -16,7 +16,7 @@ from tinywan.recipe import Recipe
 from tinywan.scenes import Scene
 from tinywan.studio import HEIGHT, WIDTH, Order, Shot, Studio
 
-_SPOKEN = {
+SPOKEN = {
     "pan_left": "the camera pans left",
     "pan_right": "the camera pans right",
     "pan_up": "the camera tilts up",
@@ -132,7 +132,7 @@ def moves_shown(bench: Bench) -> Iterator[Order]:
     """One order per move, for a contact sheet."""
     pictures = stills(bench.photos, WIDTH, HEIGHT)
     for number, move in enumerate(MOVES):
-        yield Order(_SPOKEN[move], seed=number, seconds=5, first=pictures[number])
+        yield Order(SPOKEN[move], seed=number, seconds=5, first=pictures[number])
 
 
 def inputs_shown(bench: Bench) -> Iterator[tuple[str, Shot]]:

@@ -139,8 +139,9 @@ def _placement(chosen: Json | None) -> Json | None:
 
 
 def _clip_facts(plan: RenderPlan) -> Json:
-    """How much of a continued video is the clip, and how much of its end the model was shown."""
-    return {"clip_frames": plan.clip_frames, "prefix_frames": plan.prefix_frames} if plan.clip_frames else {}
+    """How much of a continued video is the clip, how much of its end the model was shown, and where it still shows."""
+    names = ("clip_frames", "prefix_frames", "handover_frames")
+    return {name: getattr(plan, name) for name in names} if plan.clip_frames else {}
 
 
 def _route_facts(plan: RenderPlan) -> Json:
