@@ -17,6 +17,7 @@ from wan_pipelines.clip import shown_frames, upright
 from wan_pipelines.conditioning import prepare_concat
 from wan_pipelines.errors import PlanError, RenderError
 from wan_pipelines.framing import condition_image
+from wan_pipelines.handover import handed_over
 from wan_pipelines.pixels import cover_crop, load_image
 from wan_pipelines.plan import RenderPlan
 from wan_pipelines.renderer import Media, Renderer
@@ -107,6 +108,21 @@ def test_the_clip_comes_first_and_the_sample_goes_on_behind_its_prefix(renderer,
     for frame, wanted in zip(read_video(out), expected, strict=True):
         assert psnr(frame, (wanted * 255).round().byte().permute(1, 2, 0).numpy()) > 30
     assert psnr(read_video(out)[19], read_video(out)[20]) < 25  # random weights: the seam shows
+
+
+def test_the_last_picture_of_the_clip_is_handed_over_from_what_the_model_shows_of_it(renderer, plan, clip, work):
+    plan = replace(plan, handover_frames=3)
+    renderer.encode(plan, Media(first_clip=clip), work / "c", nothing)
+    renderer.denoise(plan, work / "c", work / "l", nothing)
+    renderer.decode(plan, work / "l", work / "out.mp4", None, nothing, clip)
+    own = [cover_crop(picture, 64, 64)[None] for picture in pictures(clip, plan)]
+    with torch.inference_mode():
+        sampled = torch.cat(list(stream_decode(renderer.checkpoint.vae, load_tensors(work / "l", CPU)["latents"])))
+        expected = torch.cat(list(handed_over(iter(own), iter([sampled[16:21]]), 3)))
+    shown = read_video(work / "out.mp4")
+    assert len(shown) == len(expected) == 24
+    for frame, wanted in zip(shown, expected, strict=True):
+        assert psnr(frame, (wanted * 255).round().byte().permute(1, 2, 0).numpy()) > 30
 
 
 def test_the_clip_is_heard_and_then_nothing(renderer, plan, clip, work):

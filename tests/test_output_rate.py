@@ -88,7 +88,7 @@ def test_a_decode_that_was_stopped_is_done_again_with_the_same_bytes(renderer, w
 def test_a_clip_brings_its_own_frames_at_the_new_rate(renderer, work, tmp_path):
     """The clip has 24 frames a second, the model makes 16: at 24 all of the clip's frames are in the video."""
     clip = make_clip(tmp_path / "a.mp4", (64, 64), 1.0, 24)
-    counts = {"frames": 32, "clip_frames": 16, "prefix_frames": 13, "sample_frames": 29}
+    counts = {"frames": 32, "clip_frames": 16, "prefix_frames": 13, "sample_frames": 29, "handover_frames": 8}
     plan = small_plan(renderer.profile, output_fps=24, **counts)
     latents = sampled(renderer, plan, work)
     facts = renderer.decode(plan, latents, work / "out.mp4", None, nothing, clip)

@@ -71,6 +71,7 @@ def test_a_clip_is_part_of_the_video(seconds, clip_seconds, clip_frames, prefix_
     plan = continued(TINY, seconds, clip_seconds)
     assert plan.frames == 16 * seconds
     assert (plan.clip_frames, plan.prefix_frames, plan.sample_frames) == (clip_frames, prefix_frames, sampled)
+    assert plan.handover_frames == min(16, (plan.frames - clip_frames) // 2)
 
 
 @given(st.integers(2, 15), st.floats(0.1, 10.1), st.sampled_from([1, 5, 17]), st.integers(1, 60))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from callbacks import StopError, nothing, stop_at
+from live_memory import LiveMemory
 from media_samples import make_image, read_video
 from queue_fixtures import make_job, make_settings
 from tiny_checkpoint import CONCAT, CONFIGS, TI2V, TWO_EXPERTS, noise_image, small_plan
@@ -24,6 +25,7 @@ from wan_pipelines.refine import enlarge, enlarged, noised
 from wan_pipelines.renderer import Media, Renderer
 from wan_pipelines.tensorfile import load_tensors
 from wan_pipelines.vae import encode_frames, stream_decode
+from wan_pipelines.vae_memory import decode_bytes, encode_bytes
 from wan_server.files import FileStore
 from wan_server.progress import Pace, Reporter
 from wan_server.renderers import Renderers
@@ -200,6 +202,20 @@ def test_a_clip_is_enlarged_frame_by_frame_and_can_be_stopped(shipped):
     assert len(beats) == 2 * 3  # decoded, encoded
     with pytest.raises(StopError):
         enlarged(shipped.checkpoint.vae, small, large, stop_at(1))
+
+
+@pytest.mark.parametrize("latent_frames", [3, 9])
+def test_enlarging_asks_for_what_is_predicted_however_long_the_video(tiny, latent_frames):
+    renderer = renderer_of(tiny(CONCAT))
+    vae, plan = renderer.checkpoint.vae, two_passes(renderer.profile).passes[1]
+    small = torch.zeros(1, vae.config["z_dim"], latent_frames, 4, 4)
+    with torch.inference_mode(), LiveMemory([*vae.parameters(), small]) as live:
+        enlarged(vae, small, plan, nothing)
+    frames, size = 4 * latent_frames - 3, (plan.sample_width, plan.sample_height)
+    waiting = 3 * frames * 64 * 64  # bytes that are not on the device where there is one
+    config = dict(vae.config)
+    predicted = max(decode_bytes(config, 64, 64, latent_frames), encode_bytes(config, *size, 4, frames))
+    assert live.peak - waiting == pytest.approx(predicted, rel=0.25)
 
 
 def test_noise_and_sample_are_mixed_by_the_level():

@@ -152,8 +152,8 @@ def _activations(footprint: Footprint, plan: RenderPlan, known: int, *, fp8: boo
         found["audio"] = wav2vec2_bytes(configs["audio_encoder"], heard_s)
     if encoded := _encoded_frames(footprint, plan, known):
         found["encode"] = vae_memory.encode_bytes(configs["vae"], *size, max(known, _prefix(plan)), encoded)
-    if plan.refine is not None or plan.sigmas[0] < 1:  # a whole sample is encoded (`refine.py`)
-        enlarging = vae_memory.encode_bytes(configs["vae"], *size, plan.sample_frames, plan.sample_frames)
+    if plan.refine is not None or plan.sigmas[0] < 1:  # a whole sample is encoded, which waits elsewhere (`refine.py`)
+        enlarging = vae_memory.encode_bytes(configs["vae"], *size, TEMPORAL_STRIDE, plan.sample_frames)
         found["encode"] = max(found.get("encode", 0), enlarging)
     found["denoise"] = max(activations.denoise_bytes(configs[n], sample) for n in EXPERTS if n in configs)
     found["decode"] = vae_memory.decode_bytes(configs["vae"], *size, _decoded_latents(plan, frames))
