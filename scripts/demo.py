@@ -41,7 +41,7 @@ JOBS: list[tuple[str, tuple[int, int], dict[str, Any]]] = [
     (
         "demo-clip.mp4",
         (1280, 720),
-        {"first_clip": str(SAMPLES / "rocket-pan.mp4"), "prompt": "A rocket, the camera pans right."},
+        {"first_clip": str(SAMPLES / "cat-pan.mp4"), "prompt": "A cat, the camera pans right."},
     ),
     (
         "demo-speech.mp4",

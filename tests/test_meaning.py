@@ -68,13 +68,13 @@ def test_the_video_ends_with_the_last_frame(video: Video, tmp_path: Path):
 
 
 def test_a_clip_goes_on_where_and_how_it_stopped(video: Video):
-    clip = decoded(SAMPLES / "rocket-pan.mp4")
-    frames = video(first_clip=SAMPLES / "rocket-pan.mp4", prompt="", duration=5)
+    clip = decoded(SAMPLES / "cat-pan.mp4")
+    frames = video(first_clip=SAMPLES / "cat-pan.mp4", prompt="", duration=5)
     assert len(frames) == 80
     assert min(psnr(mine, theirs) for mine, theirs in zip(frames, clip, strict=False)) > 28
     behind = mean_flow(frames[len(clip) - 1 :])
     assert behind.dx < -0.05  # the camera pans right
-    assert cosine(mean_flow(clip[-17:]), behind) > 0.6
+    assert cosine(mean_flow(clip[-17:]), behind) > 0.9
     nearest = max(range(len(clip)), key=lambda index: psnr(frames[len(clip)], clip[index]))
     assert nearest >= len(clip) - 2
 

@@ -96,15 +96,35 @@ def continued(bench: Bench, count: int) -> tuple[float, float]:
     difference of neighbours within the clip.
     """
     cosines, jumps = [], []
-    for number in range(count):
-        move = [move for move in MOVES if move != "static"][number % 6]
-        clip = _filmed(bench, number, _camera(bench, move), CLIP_FRAMES)
+    for number, _, clip in _clips(bench, count):
         frames = bench.studio.shoot(Order("", seconds=5, seed=number, clip=clip)).frames
         prefix = bench.studio.renderer.profile.prefix_frames
         before, after = mean_flow(clip / 2 + 0.5), mean_flow(frames[prefix - 1 :][:33])
         cosines.append(cosine(before, after))
         jumps.append(_step(frames[prefix - 1 :][:2]) / _step(frames[:prefix]))
     return sum(cosines) / count, float(torch.tensor(jumps).median())
+
+
+def kept_going(bench: Bench, count: int, seconds: int = 10) -> Iterator[tuple[str, float]]:
+    """Each move, and the lowest cosine of the flow of the clip and of two seconds among those that go on from it.
+
+    The prompt asks for the move that the clip has.
+    """
+    span = 2 * bench.studio.renderer.profile.fps
+    behind = bench.studio.renderer.profile.prefix_frames - 1
+    for number, move, clip in _clips(bench, count):
+        order = Order(SPOKEN[move], seconds=seconds + 3, seed=number, clip=clip)
+        frames = bench.studio.shoot(order).frames
+        before = mean_flow(clip / 2 + 0.5)
+        starts = range(behind, len(frames) - span, span)
+        yield move, min(cosine(before, mean_flow(frames[start:][: span + 1])) for start in starts)
+
+
+def _clips(bench: Bench, count: int) -> Iterator[tuple[int, str, Tensor]]:
+    """Clips of 3 s whose camera moves in each way in turn, with their numbers and moves."""
+    for number in range(count):
+        move = [move for move in MOVES if move != "static"][number % 6]
+        yield number, move, _filmed(bench, number, _camera(bench, move), CLIP_FRAMES)
 
 
 def pushed_away(bench: Bench, count: int) -> tuple[float, float]:
