@@ -120,6 +120,14 @@ def test_colours_that_change_behind_a_seam_are_joined(sizes):
     assert drift[25:].abs().max() < 1e-4  # and stays away
 
 
+def test_colours_that_change_behind_the_first_picture_are_joined_to_it():
+    frames = torch.cat([still(0, 1), still(0.03, 20)])
+    found = joined(frames, [Slide(1, 21, seam=True, before=Look.of(frames[:1]))], [1, *[4] * 5])
+    drift = (found - frames[:1]).mean(dim=(1, 2, 3))
+    assert torch.equal(found[:1], frames[:1])
+    assert drift[5:].abs().max() < 1e-4
+
+
 def test_behind_a_seam_a_change_grows_from_there():
     frames = torch.cat([still(0, 12), still(0.03, 12), still(0.03, 12)])
     told = Grade(offset=(-0.02, -0.02, -0.02))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,16 +19,19 @@ from callbacks import StopError, nothing, stop_at
 from media_samples import make_clip, psnr, read_audio, read_video
 from tiny_checkpoint import CONCAT, CONFIGS, ONE_PICTURE, TI2V, VACE, TinyModel, noise_image
 from wan_pipelines.clip import shown_frames, upright
-from wan_pipelines.colour import Grade, Look
+from wan_pipelines.colour import Grade, Look, slid
+from wan_pipelines.conditions import Known
 from wan_pipelines.errors import RenderError
 from wan_pipelines.footprint import bundled_configs, footprint
+from wan_pipelines.framing import condition_image, visible
+from wan_pipelines.load import load_checkpoint
 from wan_pipelines.peaks import peak
-from wan_pipelines.pixels import cover_crop
+from wan_pipelines.pixels import cover_crop, load_image
 from wan_pipelines.placement import largest_plan
 from wan_pipelines.plan import PlanRequest, RenderPlan, make_plan
-from wan_pipelines.profile import Profile, load_profile
+from wan_pipelines.profile import Profile, checkpoint_folder, load_profile
 from wan_pipelines.renderer import Media, Renderer
-from wan_pipelines.seams import GRADE, LOOK, Before, join
+from wan_pipelines.seams import BEGINS, END, GRADE, GRADES, LOOK, Before, Seam, first_look, join, slides
 from wan_pipelines.segments import LATENTS, PREFIX, SVI
 from wan_pipelines.tensorfile import read_metadata, save_tensors
 from wan_pipelines.vae import decode_end, encode_frames, stream_decode
@@ -320,6 +324,32 @@ def test_several_segments_at_once_and_segments_of_another_plan_are_refused(tiny,
         join(job.plan, [work / "l1", work / "l0"], work / "joined")
     with pytest.raises(RenderError, match="not that of a segment that goes on"):
         renderer.go_on(job.plan.parts[0], first_only, Before(work / "c0", work / "l0"), work / "c", nothing)
+
+
+@torch.inference_mode()
+def test_a_segment_is_told_the_colours_that_are_shown(tmp_path):
+    """A still picture that grows brighter behind its first frame, in the first of two segments."""
+    profile = load_profile("tiny", CONFIGS)
+    vae = load_checkpoint(profile, checkpoint_folder(profile, CONFIGS, CONFIGS), CPU, None).vae
+    plan = make_plan(profile, PlanRequest("", None, "720P", 16 / 9, 6, seed=1, media=("first_frame",)))
+    first, second = plan.parts
+    picture = condition_image(load_image(CONFIGS / "samples" / "coffee.jpg"), plan)
+    brighter = torch.linspace(0, 0.08, 5).repeat(first.sample_frames)[: first.sample_frames]
+    brighter[5:] = 0.08  # of a range of 2
+    pixels = (picture[:, None] * 0.8 + brighter.view(-1, 1, 1))[None]
+    latents = encode_frames(vae, [pixels[:, :, :1], *pixels[:, :, 1:].split(4, dim=2)])
+    begins = first_look(plan, Known(prefix=pixels[0].transpose(0, 1)[:1], last=None, frames=first.sample_frames))
+    save_tensors(tmp_path / "l0", {"latents": latents}, begins)
+    seam = Seam(second, vae, CPU, lambda _: nullcontext())
+    known, colours = seam.known(Before(tmp_path / "c0", tmp_path / "l0"), None, nothing)
+    told = visible(known.prefix / 2 + 0.5, plan)
+    decoded = visible(torch.cat(list(stream_decode(vae, latents))), plan)[: first.frames]
+    noted = {GRADES: f"[{colours[GRADE]}]", BEGINS: begins[END]}
+    shown = torch.cat(list(slid(iter([decoded]), 0, slides(plan, noted))))
+    assert (shown[-9:] - told).abs().max() < 0.01
+    drift, without = ((frames.mean((2, 3)) - frames[0].mean((1, 2))).abs().max() for frames in (shown, decoded))
+    assert drift < 0.02
+    assert without > 0.03
 
 
 def test_the_seam_is_one_stream(tiny, first_only, work):

@@ -6,7 +6,8 @@ transfer between images", 2001; MeiGen-AI/MultiTalk and what was built on it, at
 belongs there: a sunset, or a camera that turns away. So here a share of the difference is taken back at each seam,
 less the larger it is, and nothing where the picture is another one. The shown frames before a seam slide towards what
 the next sample was told of them, so there is no jump from that. What a model does to colours of its own in the first
-frames behind a seam is found in what is shown, and taken back too: the frames on both sides show the same scene.
+frames behind a seam is found in what is shown, and taken back too: the frames on both sides show the same scene. The
+same is done behind the picture or the clip that a video of several samples begins with.
 """
 
 from __future__ import annotations
@@ -88,8 +89,10 @@ class Slide:
     start: int
     stop: int
     grade: Grade = Grade()
-    #: whether the frames go on from those before them in the same stream, so that their colours can be joined
+    #: whether the frames go on from others, so that their colours can be joined
     seam: bool = False
+    #: how those look, where they are not the ones before in the same stream
+    before: Look | None = None
 
     def apply(self, frames: Tensor, first: int, begin: Grade = Grade()) -> Tensor:
         """Some of its frames, the first of which has this number in the video.
@@ -155,7 +158,7 @@ def slid(chunks: Iterator[Tensor], first: int, slides: Sequence[Slide]) -> Itera
     reel, shown = _Reel(chunks), torch.empty(0)
     for slide in slides:
         yield from reel.take(slide.start - first)
-        begin = _join(shown, reel) if slide.seam else Grade()
+        begin = _join(slide, shown, reel) if slide.seam else Grade()
         first = slide.start
         for chunk in reel.take(slide.stop - slide.start):
             changed = slide.apply(chunk, first, begin)
@@ -166,6 +169,7 @@ def slid(chunks: Iterator[Tensor], first: int, slides: Sequence[Slide]) -> Itera
     yield from reel.chunks
 
 
-def _join(shown: Tensor, reel: _Reel) -> Grade:
+def _join(slide: Slide, shown: Tensor, reel: _Reel) -> Grade:
     coming = reel.peek(SETTLING + COMPARED)
-    return continued(Look.of(shown), coming) if len(shown) else Grade()
+    before = slide.before or (Look.of(shown) if len(shown) else None)
+    return continued(before, coming) if before else Grade()

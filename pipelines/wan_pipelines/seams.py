@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 #: rows of the mask before the condition latents
 MASK_ROWS = 4
 #: keys of a file's metadata
-LOOK, GRADE, GRADES, END = "look", "grade", "grades", "end"
+LOOK, GRADE, GRADES, END, KNOWN, BEGINS = "look", "grade", "grades", "end", "known_frames", "begins"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +128,11 @@ class Seam:
         return Look.of(visible(next(stream_decode(self.vae, made[:, :, :1])), self.plan))
 
     def _join(self, before: Before, made: Tensor, beat: Beat) -> Grade:
-        """How the segment before is joined to the one before that, as `colour.slid` does with what is shown."""
-        noted, first = before.metadata.get(END), _chaining(self.plan).overlap
+        """How the segment before is joined to what it goes on from, as `colour.slid` does with what is shown."""
+        noted = before.metadata.get(END)
         if noted is None:
             return Grade()
+        first = int(before.metadata.get(KNOWN, _chaining(self.plan).overlap))
         latents = latents_of(first) + (SETTLING + COMPARED) // TEMPORAL_STRIDE
         decoded = frames_between(stream_decode(self.vae, made[:, :, :latents]), first, first + SETTLING + COMPARED)
         return continued(Look.from_json(json.loads(noted)), visible(torch.cat(list(beating(decoded, beat))), self.plan))
@@ -159,19 +160,20 @@ def first_look(plan: RenderPlan, known: Known) -> dict[str, str]:
     """The same of the first segment: of the frame that the new ones go on from, if there is one."""
     if plan.chaining is None or not plan.chaining.colour or not len(known.prefix):
         return {}
-    return look_metadata(Look.of(visible(known.prefix[-1:] / 2 + 0.5, plan)))
+    look = Look.of(visible(known.prefix[-1:] / 2 + 0.5, plan))
+    return look_metadata(look) | {END: _json(look), KNOWN: str(len(known.prefix))}
 
 
 def join(plan: RenderPlan, made: Sequence[Path], out: Path) -> None:
     """The latents of all segments as one stream in `out`, which `Renderer.decode` takes. Raises RenderError."""
-    latents, grades, metadata = [], [], {}
+    latents, grades, metadata, begins = [], [], {}, read_metadata(made[0]).get(END)
     for part, path in zip(plan.parts, made, strict=True):
         metadata = metadata_for(part, path)
         segment = part.segments[0]
         new = segment.new_latents if segment.number else range(segment.latent_frames)
         latents.append(load_tensors(path, CPU)["latents"][:, :, new.start : new.stop])
         grades.append(json.loads(metadata.get(GRADE, "null")))
-    about = {**metadata, "plan": plan.key, GRADES: json.dumps(grades[1:])}
+    about = {**metadata, "plan": plan.key, GRADES: json.dumps(grades[1:]), BEGINS: begins or "null"}
     save_tensors(out, {"latents": torch.cat(latents, dim=2)}, about)
 
 
@@ -180,7 +182,14 @@ def slides(plan: RenderPlan, metadata: dict[str, str]) -> list[Slide]:
     if len(plan.segments) < 2 or plan.chaining is None or not plan.chaining.colour:
         return []
     grades = [Grade.from_json(grade) for grade in json.loads(metadata[GRADES])]
-    return [Slide(s.start, s.stop, g, s.number > 0) for s, g in zip(plan.segments, [*grades, Grade()], strict=True)]
+    first, *rest = [
+        Slide(s.start, s.stop, g, seam=True) for s, g in zip(plan.segments, [*grades, Grade()], strict=True)
+    ]
+    begins = json.loads(metadata.get(BEGINS, "null"))
+    if begins is None:
+        return [replace(first, seam=False), *rest]
+    # a picture is the first of the frames, and stays as it is
+    return [replace(first, start=max(1, first.start), before=Look.from_json(begins)), *rest]
 
 
 def read_grade(path: Path) -> dict[str, Any]:
