@@ -144,9 +144,8 @@ def towards(anchor: Look, found: Look, strength: float) -> Grade:
     return grade if most >= LEAST else Grade()
 
 
-def continued(before: Look, coming: Tensor) -> Grade:
-    """What brings the frames behind a seam to the colours of the last ones before it; `coming` has the first few."""
-    settled = coming[SETTLING:][:COMPARED]
+def continued(before: Look, settled: Tensor) -> Grade:
+    """What brings the frames behind a seam to the colours of the last ones before it, by those that have settled."""
     return towards(before, Look.of(settled), SURE) if len(settled) else Grade()
 
 
@@ -170,6 +169,6 @@ def slid(chunks: Iterator[Tensor], first: int, slides: Sequence[Slide]) -> Itera
 
 
 def _join(slide: Slide, shown: Tensor, reel: _Reel) -> Grade:
-    coming = reel.peek(SETTLING + COMPARED)
+    settled = reel.peek(SETTLING + COMPARED)[SETTLING:]
     before = slide.before or (Look.of(shown) if len(shown) else None)
-    return continued(before, coming) if before else Grade()
+    return continued(before, settled) if before else Grade()

@@ -23,7 +23,7 @@ from torch import Tensor
 from wan_pipelines.colour import COMPARED, SETTLING, Grade, Look, Slide, continued, towards
 from wan_pipelines.conditions import Beat, Known, Texts, beating
 from wan_pipelines.errors import RenderError
-from wan_pipelines.framing import frames_between, visible
+from wan_pipelines.framing import visible
 from wan_pipelines.peaks import Stage
 from wan_pipelines.plan import RenderPlan
 from wan_pipelines.profile import TEMPORAL_STRIDE
@@ -134,8 +134,9 @@ class Seam:
             return Grade()
         first = int(before.metadata.get(KNOWN, _chaining(self.plan).overlap))
         latents = latents_of(first) + (SETTLING + COMPARED) // TEMPORAL_STRIDE
-        decoded = frames_between(stream_decode(self.vae, made[:, :, :latents]), first, first + SETTLING + COMPARED)
-        return continued(Look.from_json(json.loads(noted)), visible(torch.cat(list(beating(decoded, beat))), self.plan))
+        decoded = decode_end(self.vae, made[:, :, :latents], COMPARED // TEMPORAL_STRIDE)
+        settled = visible(torch.cat(list(beating(decoded, beat))), self.plan)
+        return continued(Look.from_json(json.loads(noted)), settled)
 
     def _carried(self, made: Tensor, tail: Tensor, told: Tensor, beat: Beat) -> Tensor:
         """The last latents of the segment before [1, z, n, h, w], changed as the colours of their frames are."""
