@@ -56,22 +56,24 @@ def continued(profile, seconds, clip_seconds, **changes):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "clip_seconds", "clip_frames", "prefix_frames", "sampled"),
+    ("seconds", "clip_seconds", "clip_frames", "prefix_frames", "sampled", "handover"),
     [
-        (5, 2.0, 32, 17, 65),  # 17 + 48 new ones
-        (5, 2.002, 32, 17, 65),  # 29.97 frames per second
-        (5, 2.3333, 37, 17, 61),
-        (5, 4.999, 79, 17, 21),  # one new frame
-        (15, 2.0, 32, 17, 225),
-        (2, 1.0, 16, 13, 29),  # shorter than 17 frames
-        (2, 0.0625, 1, 1, 33),
+        (5, 2.0, 32, 17, 65, 16),  # 17 + 48 new ones
+        (5, 2.002, 32, 17, 65, 16),  # 29.97 frames per second
+        (5, 2.3333, 37, 17, 61, 16),
+        (5, 4.999, 79, 17, 21, 0),  # one new frame
+        (15, 2.0, 32, 17, 225, 16),
+        (2, 1.0, 16, 13, 29, 8),  # shorter than 17 frames
+        (2, 0.0625, 1, 1, 33, 15),
     ],
 )
-def test_a_clip_is_part_of_the_video(seconds, clip_seconds, clip_frames, prefix_frames, sampled):
+def test_a_clip_is_part_of_the_video(seconds, clip_seconds, clip_frames, prefix_frames, sampled, handover):
     plan = continued(TINY, seconds, clip_seconds)
     assert plan.frames == 16 * seconds
     assert (plan.clip_frames, plan.prefix_frames, plan.sample_frames) == (clip_frames, prefix_frames, sampled)
-    assert plan.handover_frames == min(16, (plan.frames - clip_frames) // 2)
+    assert plan.handover_frames == handover
+    cut = replace(TINY, handover_seconds=0.0)
+    assert continued(cut, seconds, clip_seconds).handover_frames == 0
 
 
 @given(st.integers(2, 15), st.floats(0.1, 10.1), st.sampled_from([1, 5, 17]), st.integers(1, 60))

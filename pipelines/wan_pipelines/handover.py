@@ -27,12 +27,14 @@ from wan_pipelines.profile import TEMPORAL_STRIDE
 MEASURED = 640
 #: of that side: how far motion is smoothed, because a noisy match bends edges, and the square that is compared at once
 SMOOTH, AROUND = 0.03, 0.03
+#: how far beyond the edge of the picture its last pixels still count a little, of half a side: a soft border
+EDGE = 0.02
 #: mean difference, of a range of 1, up to which two places show the same thing, and from which on they do not
 ALIKE, OTHER = 0.06, 0.18
 
 
 def handed_over(own: Iterator[Tensor], new: Iterator[Tensor], span: int) -> Iterator[Tensor]:
-    """All frames of a video as chunks [f, 3, height, width] in [0, 1]: those of the clip, then the new ones.
+    """All frames of a video as float32 chunks [f, 3, height, width] in [0, 1]: those of the clip, then the new ones.
 
     With `span` the first of the new frames is the clip's last one as the model shows it. It is not shown; in so many
     behind it the clip's own last frame lives on, and these come at its size.
@@ -88,7 +90,8 @@ class _Handover:
             way = before.lerp(self.way, number / len(frames))
             weight = self._alike(frame, way) * (1 - self.done / self.span)
             size = self.last.shape[-2:]
-            yield _resized(frame, size).lerp(_moved(self.last, way), functional.interpolate(weight, size))
+            share = functional.interpolate(weight, size, mode="bilinear")
+            yield _resized(frame, size).lerp(_moved(self.last, way), share)
             self.done += 1
 
     def _measured(self, frame: Tensor) -> Tensor:
@@ -106,8 +109,8 @@ class _Handover:
         reach = round(AROUND * MEASURED / 2)
         for square, pad in (((2 * reach + 1, 1), (reach, 0)), ((1, 2 * reach + 1), (0, reach))):
             apart = functional.avg_pool2d(apart, square, 1, pad, count_include_pad=False)
-        inside = (_grid(way, apart.shape[-2:]).abs() <= 1).all(dim=-1)[:, None]
-        return ((OTHER - apart) / (OTHER - ALIKE)).clamp(0, 1) * inside
+        beyond = (_grid(way, apart.shape[-2:]).abs().amax(dim=-1) - 1)[:, None] / EDGE
+        return ((OTHER - apart) / (OTHER - ALIKE)).clamp(0, 1) * (1 - beyond).clamp(0, 1)
 
 
 def _measurable(frame: Tensor) -> Tensor:

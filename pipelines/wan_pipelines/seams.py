@@ -93,9 +93,9 @@ class Seam:
         chaining = _chaining(self.plan)
         made = load_tensors(before.latents, self.device)["latents"]
         with self.stage("decode"):
-            tail = torch.cat(list(beating(self._tail(made), beat)))[-self.segment.prefix_frames :]
             look = self._look(before, made) if chaining.colour else None
             joined = self._join(before, made, beat)
+            tail = torch.cat(list(beating(self._tail(made), beat)))[-self.segment.prefix_frames :]
         held = joined.apply(tail) if joined.changes else tail
         grade = Grade()
         if look is not None:
@@ -134,6 +134,8 @@ class Seam:
             return Grade()
         first = int(before.metadata.get(KNOWN, _chaining(self.plan).overlap))
         latents = latents_of(first) + (SETTLING + COMPARED) // TEMPORAL_STRIDE
+        if made.shape[2] < latents:  # so short that nothing has settled
+            return Grade()
         decoded = decode_end(self.vae, made[:, :, :latents], COMPARED // TEMPORAL_STRIDE)
         settled = visible(torch.cat(list(beating(decoded, beat))), self.plan)
         return continued(Look.from_json(json.loads(noted)), settled)
