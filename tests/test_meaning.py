@@ -75,7 +75,8 @@ def test_a_clip_goes_on_where_and_how_it_stopped(video: Video):
     behind = mean_flow(frames[len(clip) - 1 :])
     assert behind.dx < -0.05  # the camera pans right
     assert cosine(mean_flow(clip[-17:]), behind) > 0.9
-    nearest = max(range(len(clip)), key=lambda index: psnr(frames[len(clip)], clip[index]))
+    behind_the_seam = frames[len(clip) + 8]  # where the clip's last picture is half gone
+    nearest = max(range(len(clip)), key=lambda index: psnr(behind_the_seam, clip[index]))
     assert nearest >= len(clip) - 2
 
 
